@@ -1,0 +1,111 @@
+"""What fixes a network: sizes, numerics switches, and the table of presets."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+CamRmsClamp = Literal["none", "softmax", "all"]
+SoftmaxScale = Literal["true", "padded128"]
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes and numerics of one transformer (paper section 3; facts/model.md section 1).
+
+    Nothing here depends on the latent grid: the same weights run at any height and width. `input_size` and
+    `text_tokens` only size two buffers that published checkpoints carry and that no computation reads.
+
+    Numerics switches (facts/model.md section 13); the defaults are those of the current official code:
+    `cam_rms_clamp`   clamp the RMS of camera-transformed vectors in no, only softmax, or all blocks;
+    `softmax_scale`   "true" is 1/sqrt(D), "padded128" is 1/sqrt(size that old kernels padded D to);
+    `cam_conv_carry`  whether the camera branch's key convolution sees the previous chunk when streaming.
+
+    Window of the softmax blocks when streaming: `num_cached_blocks` earlier chunks are read, the first chunk of the
+    session being one of them when `sink` is set; -1 reads all of them and lets the state grow.
+    """
+
+    depth: int
+    width: int
+    heads: int
+    in_channels: int
+    text_width: int
+    text_tokens: int
+    mlp_ratio: float = 3.0
+    softmax_every: int = 4
+    chunk: int = 3
+    input_size: int = 22
+    cam_rms_clamp: CamRmsClamp = "none"
+    softmax_scale: SoftmaxScale = "true"
+    cam_conv_carry: bool = True
+    sink: bool = True
+    num_cached_blocks: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "width", "heads", "in_channels", "text_width", "text_tokens", "chunk", "input_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"TransformerConfig.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.softmax_every < 0:
+            raise ValueError(f"softmax_every is {self.softmax_every}; give n for every n-th block, 0 for none")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.head_dim % 8:
+            raise ValueError(f"head size {self.head_dim} (width / heads) must be a multiple of 8: half of it is cut into groups of 4")
+        if self.cam_rms_clamp not in ("none", "softmax", "all"):
+            raise ValueError(f"cam_rms_clamp is {self.cam_rms_clamp!r}; it must be 'none', 'softmax' or 'all'")
+        if self.softmax_scale not in ("true", "padded128"):
+            raise ValueError(f"softmax_scale is {self.softmax_scale!r}; it must be 'true' or 'padded128'")
+        if self.softmax_scale == "padded128" and self.head_dim > 256:
+            raise ValueError(f"softmax_scale 'padded128' is not defined for head size {self.head_dim}; those kernels ended at 256")
+        if self.num_cached_blocks < -1:
+            raise ValueError(f"num_cached_blocks is {self.num_cached_blocks}; give -1 (all) or a number from 0")
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def ffn_width(self) -> int:
+        return round(self.width * self.mlp_ratio)
+
+    @property
+    def attention_scale(self) -> float:
+        """Softmax scale of the self-attention, both branches."""
+        size = self.head_dim
+        if self.softmax_scale == "padded128" and size not in (32, 64, 128, 256):
+            size = 128 if size < 128 else 256
+        return size**-0.5
+
+    def is_softmax(self, block: int) -> bool:
+        """Whether block number `block` (0-based) mixes time by softmax instead of the delta rule."""
+        return self.softmax_every > 0 and (block + 1) % self.softmax_every == 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TransformerConfig":
+        """Inverse of `to_dict`; raises ValueError that names missing or unknown fields."""
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"unknown transformer settings {unknown}; known are {sorted(known)}")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"incomplete transformer settings: {error}") from None
+
+
+PRESETS: dict[str, TransformerConfig] = {
+    # 64 x 64 images on an 8 x 8 grid. Four heads of 64 rather than eight of 32: what a delta-rule block can remember is
+    # heads * head_dim^2 numbers, and with 64 tokens per frame 64 key directions let a frame be stored without loss.
+    "rooms": TransformerConfig(
+        depth=8, width=256, heads=4, in_channels=32, mlp_ratio=3.0, text_width=64, text_tokens=32, input_size=8
+    ),
+    # The public checkpoints (facts/model.md section 1.1).
+    "2.6b": TransformerConfig(depth=20, width=2240, heads=20, in_channels=128, mlp_ratio=3.0, text_width=2304, text_tokens=300),
+}
+
+
+def preset(name: str) -> TransformerConfig:
+    """Row `name` of the preset table; KeyError that lists the known names otherwise."""
+    if name not in PRESETS:
+        raise KeyError(f"unknown preset {name!r}; known are {', '.join(PRESETS)}")
+    return PRESETS[name]

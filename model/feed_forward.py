@@ -1,0 +1,77 @@
+"""The gated convolutional feed-forward with temporal taps (facts/model.md section 6)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .config import TransformerConfig
+from .gated_delta import Spans
+
+
+class Pointwise(nn.Module):
+    """A convolution of kernel 1, stored as one and computed as a Linear over the last axis."""
+
+    def __init__(self, inputs: int, outputs: int, spatial: int, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, *[1] * spatial))
+        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+
+    @property
+    def matrix(self) -> Tensor:
+        return self.weight.flatten(1)  # (outputs, inputs, 1, ..) -> (outputs, inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.matrix, self.bias)
+
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.matrix)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class Wrapped(nn.Module):
+    """Published names have one level between the feed-forward and its convolutions."""
+
+    def __init__(self, conv: nn.Module) -> None:
+        super().__init__()
+        self.conv = conv
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        width, hidden = config.width, config.ffn_width
+        self.inverted_conv = Wrapped(Pointwise(width, 2 * hidden, 2))
+        self.depth_conv = Wrapped(nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden))
+        self.point_conv = Wrapped(Pointwise(hidden, width, 2, bias=False))
+        self.t_conv = nn.Conv2d(width, width, (3, 1), bias=False)
+
+    def forward(self, x: Tensor, grid: tuple[int, int], spans: Spans, tail: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x (B, T, S, C), tail (B, S, C) of the previous chunk or None -> (output (B, T, S, C), tail of the last frame (B, S, C))."""
+        r = self.spatial(x, grid)
+        return self.temporal(r, spans, tail), r[:, -1]
+
+    def spatial(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Every frame by itself: expand, mix neighbours, gate, contract."""
+        hidden = F.silu(self.inverted_conv.conv(x))  # (B, T, S, 2 hidden)
+        # (B, T, S, E) -> (B T, E, H, W) in channels-last memory: nothing is copied
+        images = hidden.flatten(0, 1).unflatten(1, grid).permute(0, 3, 1, 2)
+        mixed = self.depth_conv.conv(images).permute(0, 2, 3, 1).reshape(hidden.shape)
+        a, b = mixed.chunk(2, -1)
+        return self.point_conv.conv(a * F.silu(b))
+
+    def temporal(self, r: Tensor, spans: Spans, tail: Tensor | None) -> Tensor:
+        """r_f + W_0 r_{f-1} + W_1 r_f + W_2 r_{f+1}; the right neighbour ends with its span, the left one does not."""
+        zero = torch.zeros_like(r[:, :1])
+        left = torch.cat([zero if tail is None else tail[:, None], r[:, :-1]], 1)
+        right = torch.cat([part for a, b in spans for part in (r[:, a + 1 : b], zero)], 1)
+        taps = self.t_conv.weight[..., 0].transpose(1, 2).flatten(1)  # (C, C, 3, 1) -> (C, 3 C), tap-major
+        return r + F.linear(torch.cat([left, r, right], -1), taps)
+
+    def reset_parameters(self) -> None:
+        self.inverted_conv.conv.reset_parameters()
+        self.point_conv.conv.reset_parameters()
+        # Xavier's rule would count all channels as inputs of a depthwise filter; each output sees nine numbers only.
+        self.depth_conv.conv.reset_parameters()
+        nn.init.zeros_(self.depth_conv.conv.bias)
+        nn.init.zeros_(self.t_conv.weight)  # like the other temporal filters, the identity at first

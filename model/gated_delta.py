@@ -1,0 +1,81 @@
+"""The frame-wise gated delta rule (paper section 3.2; facts/model.md section 3): pure functions.
+
+All S tokens of a latent frame read the same state and write together. The state M (rows V channels, columns K channels) runs
+forward over everything so far; a second one runs backward inside a horizon, so that frames of one horizon see each other.
+A horizon is a span (start, stop) of frames: the whole clip when bidirectional, one chunk otherwise.
+"""
+
+import torch
+from torch import Tensor
+
+Spans = tuple[tuple[int, int], ...]
+
+
+def transitions(keys: Tensor, beta: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
+    """Frame transitions A = g (I - K B K^T) (B, T, h, D, D), and the weighted keys B K (B, T, h, S, D).
+
+    keys (B, T, h, S, D), beta (B, T, h, S), decay (B, T, h).
+    """
+    weighted = keys * beta[..., None]
+    identity = torch.eye(keys.shape[-1], dtype=keys.dtype, device=keys.device)
+    return decay[..., None, None] * (identity - keys.mT @ weighted), weighted
+
+
+def scan(transition: Tensor, write: Tensor, spans: Spans, initial: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Run M_f = M_{f-1} A_f + W_f forward and, per span, R_f = R_{f+1} A_{f+1} + W_{f+1} backward from R = 0.
+
+    transition (B, T, h, D, D), write (B, T, h, R, D), initial (B, h, R, D) or None for zero. Returns M_f + R_f for every
+    frame, (B, T, h, R, D), which is all a read-out needs, and the forward state after the last frame (B, h, R, D).
+    The normaliser is the case of one row: Z is symmetric, so z^T goes by the same rule.
+    """
+    a, w = transition.unbind(1), write.unbind(1)
+    forward: list[Tensor] = []
+    state = initial
+    for a_f, w_f in zip(a, w, strict=True):
+        state = w_f if state is None else _advance(state, a_f, w_f)
+        forward.append(state)
+    seen = list(forward)
+    for start, stop in spans:
+        ahead = None
+        for f in range(stop - 2, start - 1, -1):
+            ahead = w[f + 1] if ahead is None else _advance(ahead, a[f + 1], w[f + 1])
+            seen[f] = forward[f] + ahead
+    return torch.stack(seen, 1), forward[-1]
+
+
+def _advance(state: Tensor, transition: Tensor, write: Tensor) -> Tensor:
+    batch, heads = state.shape[:2]
+    out = torch.baddbmm(write.flatten(0, 1), state.flatten(0, 1), transition.flatten(0, 1))  # (B * h, R, D)
+    return out.unflatten(0, (batch, heads))
+
+
+def short_conv(x: Tensor, weight: Tensor, spans: Spans, past: Tensor | None) -> Tensor:
+    """Depthwise convolution over time with shared halves: y_f = sum_j w_{3-j} x_{f-j} + sum_{j>0} w_{3-j} x_{f+j}.
+
+    x (B, T, S, C), weight (C, 1, 4), past (B, 3, S, C) inputs before the first frame (None: zeros). The past half reads across
+    spans, the future half ends with its span.
+    """
+    frames, taps = x.shape[1], weight[:, 0].flip(-1).unbind(-1)  # taps[j] weighs distance j
+    reach = len(taps) - 1
+    y = x * taps[0]
+    if frames == 1 and past is None:
+        return y
+    padding = x.new_zeros(x.shape[0], reach, *x.shape[2:]) if past is None else past
+    before = torch.cat([padding, x], 1)
+    for j in range(1, reach + 1):
+        y = y + taps[j] * before[:, reach - j : reach - j + frames]
+    if len(spans) == 1 and frames == 1:
+        return y
+    after = [torch.cat([x[:, a:b], x.new_zeros(x.shape[0], reach, *x.shape[2:])], 1) for a, b in spans]
+    for j in range(1, reach + 1):
+        y = y + taps[j] * torch.cat([part[:, j : j + b - a] for part, (a, b) in zip(after, spans, strict=True)], 1)
+    return y
+
+
+def last_frames(x: Tensor, past: Tensor | None, count: int = 3) -> Tensor:
+    """The last `count` frames of (past, x), zeros before the beginning: the next chunk's `past`."""
+    if x.shape[1] >= count:
+        return x[:, -count:].contiguous()
+    if past is None:
+        past = x.new_zeros(x.shape[0], count, *x.shape[2:])
+    return torch.cat([past, x], 1)[:, -count:].contiguous()
