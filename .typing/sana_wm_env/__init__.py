@@ -1,0 +1,1 @@
+../../sana_wm_env/__init__.py
