@@ -1,0 +1,172 @@
+"""Camera poses and intrinsics on the numpy side.
+
+One convention in the whole project: OpenCV axes (+x right, +y down, +z forward), camera-to-world (`c2w`), metres, radians, relative to
+the first frame; intrinsics in pixels, where pixel (x, y) covers [x, x + 1] x [y, y + 1].
+
+A **twist** is what a camera does during one chunk, in its own frame: (vx, vy, vz, wx, wy, wz), translation first. scipy's
+`exp_coords` put rotation first; the order is turned round here and nowhere else.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial.transform import RigidTransform
+
+Array = NDArray[np.float64]
+
+CHUNK_FRAMES = 24
+"""RGB frames of one chunk: three latent frames of eight."""
+
+TOLERANCE = 1e-4
+"""How far a given rotation may be from orthonormal: float32 poses pass, rounded decimals and scaled matrices do not."""
+
+
+def twist_path(twist: ArrayLike, frames: int = CHUNK_FRAMES) -> Array:
+    """Poses along a constant body twist: exp(i / frames * twist) for i = 1..frames.
+
+    Args:
+        twist: (..., 6) as (vx, vy, vz, wx, wy, wz) of the whole stretch; metres and radians, in the frame of the camera at its start.
+        frames: how many poses.
+
+    Returns:
+        (..., frames, 4, 4) float64 relative to the camera at the start; a zero twist gives exact identities.
+    """
+    twist = np.asarray(twist, np.float64)
+    share = np.arange(1, frames + 1)[:, None] / frames
+    rotation_first = np.roll(twist, 3, axis=-1)[..., None, :] * share  # (..., frames, 6)
+    # One flat list: for more axes scipy takes another path, which rounds differently, and a batch must equal its members.
+    return RigidTransform.from_exp_coords(rotation_first.reshape(-1, 6)).as_matrix().reshape(*rotation_first.shape[:-1], 4, 4)
+
+
+def compose(c2w: ArrayLike, relative: ArrayLike) -> Array:
+    """The poses `c2w @ relative` with rotations that stay orthonormal however often this is repeated.
+
+    Args:
+        c2w: (..., 4, 4) poses.
+        relative: (..., 4, 4) poses in the frame of `c2w`; shapes broadcast.
+
+    Returns:
+        (..., 4, 4) float64, fresh. Where `relative` is exactly the identity the pose is exactly `c2w`.
+    """
+    c2w, relative = np.broadcast_arrays(np.asarray(c2w, np.float64), np.asarray(relative, np.float64))
+    first, second = (RigidTransform.from_matrix(poses.reshape(-1, 4, 4)) for poses in (c2w, relative))
+    moved = (first * second).as_matrix().reshape(c2w.shape)
+    unmoved = (relative == np.eye(4)).all((-2, -1), keepdims=True)  # the way through quaternions rounds
+    return np.where(unmoved, c2w, moved)
+
+
+def relative_to_first(c2w: ArrayLike) -> Array:
+    """Poses (F, 4, 4) seen from the first one, which becomes the exact identity. float64."""
+    c2w = check_poses(c2w)
+    relative = compose(RigidTransform.from_matrix(c2w[0]).inv().as_matrix(), c2w)
+    relative[0] = np.eye(4)
+    return relative
+
+
+def check_poses(c2w: ArrayLike, length: int | None = None, name: str = "poses") -> Array:
+    """Returns `c2w` as fresh float64 (F, 4, 4), or says what is wrong with it.
+
+    A valid camera-to-world and a valid world-to-camera matrix look alike: that mistake cannot be found here.
+
+    Args:
+        c2w: (F, 4, 4) camera-to-world.
+        length: the F that is wanted, if only one is.
+        name: what the caller calls them, for the message.
+
+    Raises:
+        ValueError: wrong shape or length, NaN, transposed, mirrored, scaled or otherwise not a rigid motion. Names the first bad pose
+            and the likely cause.
+    """
+    poses = _numbers(c2w, name)
+    if poses.ndim == 3 and poses.shape[1:] == (3, 4):
+        raise ValueError(f"got {name} of shape {poses.shape}; wanted (F, 4, 4): append the row 0 0 0 1 to each")
+    if poses.ndim != 3 or poses.shape[1:] != (4, 4) or len(poses) == 0:
+        raise ValueError(f"got {name} of shape {poses.shape}; wanted (F, 4, 4) camera-to-world matrices")
+    if length is not None and len(poses) != length:
+        raise ValueError(f"got {len(poses)} {name}; wanted {length}, one per frame")
+    for index, pose in enumerate(poses):
+        if fault := _fault(pose):
+            raise ValueError(f"got {name}[{index}] =\n{pose}\nwhich {fault}")
+    return poses
+
+
+def _fault(pose: Array) -> str | None:
+    """What keeps a finite (4, 4) matrix from being a rigid motion, and what most likely caused it."""
+    rotation, last_row = pose[:3, :3], np.array([0, 0, 0, 1])
+    if not np.allclose(pose[3], last_row, rtol=0, atol=TOLERANCE):
+        if np.allclose(pose[:, 3], last_row, rtol=0, atol=TOLERANCE):
+            return "is transposed: the translation stands in the last row. Pass pose.T, so that it stands in the last column"
+        return "has a last row other than 0 0 0 1: this is not a camera-to-world matrix (a projection matrix?)"
+    gram = rotation.T @ rotation
+    if not np.allclose(gram, np.eye(3), rtol=0, atol=TOLERANCE):
+        if np.allclose(gram, gram[0, 0] * np.eye(3), rtol=0, atol=TOLERANCE * max(1.0, gram[0, 0])) and gram[0, 0] > 0:
+            return f"has a rotation scaled by {np.sqrt(gram[0, 0]):.4g}: scale only the translation"
+        return "has a rotation that is not orthonormal: rounded, interpolated entry by entry, or multiplied by the intrinsics?"
+    if np.linalg.det(rotation) < 0:
+        return "is mirrored (determinant -1): one axis was flipped. From OpenGL flip two: pose @ diag(1, -1, -1, 1)"
+    return None
+
+
+def check_intrinsics(intrinsics: ArrayLike, size: tuple[int, int], name: str = "intrinsics") -> Array:
+    """Returns pinhole intrinsics as fresh float64 (fx, fy, cx, cy), or says what is wrong with them.
+
+    Args:
+        intrinsics: (4,) as fx, fy, cx, cy, or the (3, 3) matrix, in pixels of the image they belong to.
+        size: (height, width) of that image.
+        name: what the caller calls them, for the message.
+
+    Raises:
+        ValueError: wrong shape, NaN, skew, a focal length that is zero, negative (mirrored) or not in pixels, a centre outside the image.
+    """
+    given = _numbers(intrinsics, name)
+    if given.shape == (3, 3):
+        if np.any(given[2] != [0, 0, 1]):
+            cause = "; it is transposed: pass its transpose" if np.all(given[:, 2] == [0, 0, 1]) else ""
+            raise ValueError(f"got {name} with last row {given[2]}; wanted 0 0 1{cause}")
+        if given[0, 1] != 0 or given[1, 0] != 0:
+            raise ValueError(f"got {name} with skew {given[0, 1] or given[1, 0]}; wanted none: rectify the image first")
+        given = given[[0, 1, 0, 1], [0, 1, 2, 2]]
+    if given.shape != (4,):
+        raise ValueError(f"got {name} of shape {given.shape}; wanted (4,) as fx, fy, cx, cy in pixels, or a (3, 3) matrix")
+    (height, width), (fx, fy, cx, cy) = size, given
+    if fx <= 0 or fy <= 0:
+        raise ValueError(f"got focal lengths fx={fx:g}, fy={fy:g}; wanted positive ones: negative ones mirror the image (OpenGL's y?)")
+    if fx < width / 25 or fy < height / 25:  # a field of view beyond 170 degrees
+        raise ValueError(
+            f"got focal lengths fx={fx:g}, fy={fy:g} for an image of {width} x {height} pixels; wanted pixels: these look normalised, "
+            "multiply fx and cx by the width, fy and cy by the height"
+        )
+    if not (0 <= cx <= width and 0 <= cy <= height):
+        raise ValueError(f"got the principal point ({cx:g}, {cy:g}); wanted one inside the image of {width} x {height} pixels (x first)")
+    return given
+
+
+def intrinsics_matrix(intrinsics: ArrayLike) -> Array:
+    """(fx, fy, cx, cy) -> (3, 3) float64."""
+    fx, fy, cx, cy = np.asarray(intrinsics, np.float64)
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+
+
+def intrinsics_from_fov(size: tuple[int, int], fov_deg: float) -> Array:
+    """Centred intrinsics (fx, fy, cx, cy) with square pixels.
+
+    Args:
+        size: (height, width) of the image in pixels.
+        fov_deg: horizontal field of view in degrees; phones have about 65 to 75, webcams 60 to 80.
+    """
+    if not 0 < fov_deg < 170:
+        raise ValueError(f"got a field of view of {fov_deg} degrees; wanted more than 0 and less than 170")
+    height, width = size
+    focal = width / 2 / np.tan(np.radians(fov_deg) / 2)
+    return np.array([focal, focal, width / 2, height / 2])
+
+
+def _numbers(values: Any, name: str) -> Array:
+    try:
+        numbers = np.array(values, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"got {name} of type {type(values).__name__} that is not an array of numbers") from None
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"got {name} with NaN or infinity at index {tuple(int(i) for i in np.argwhere(~np.isfinite(numbers))[0])}")
+    return numbers
