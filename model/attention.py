@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from .camera_branch import enter_ray_frame, leave_ray_frame, shrink_beta
 from .config import TransformerConfig
-from .gated_delta import Spans, last_frames, scan, short_conv, transitions
+from .execution import Execution, Spans
+from .gated_delta import last_frames, scan, short_conv, transitions
 from .rope import rotate
 from .state import CameraContext, DeltaState, WindowEntry, WindowState
 
@@ -92,16 +93,14 @@ class GatedDeltaAttention(SelfAttention):
         self.conv_k.reset_parameters()
         super().reset_parameters()
 
-    def forward(
-        self, u: Tensor, cameras: CameraContext, spans: Spans, past: DeltaState | None, keep: bool
-    ) -> tuple[Tensor, DeltaState | None]:
-        """u (B, T, S, C) -> (output (B, T, S, C), state after the last frame if `keep`)."""
+    def forward(self, u: Tensor, cameras: CameraContext, run: Execution, past: DeltaState | None) -> tuple[Tensor, DeltaState | None]:
+        """Mix u (B, T, S, C) -> (output (B, T, S, C), state after the last frame if it is kept)."""
         beta = torch.sigmoid(self.beta_proj(u))  # (B, T, S, h)
         decay = self.decay(u)  # (B, T, h)
-        main, matrix, normaliser, conv_tail = self.main_branch(u, beta, decay, cameras, spans, past)
-        camera, camera_matrix, camera_tail = self.camera_branch(u, beta, decay, cameras, spans, past)
+        main, matrix, normaliser, conv_tail = self.main_branch(u, beta, decay, cameras, run.spans, past)
+        camera, camera_matrix, camera_tail = self.camera_branch(u, beta, decay, cameras, run.spans, past)
         out = self.combine(u, main, camera)
-        if not keep:
+        if not run.keep:
             return out, None
         carried = camera_tail if self.carry_camera_conv else None
         return out, DeltaState(_at_most_fp32(matrix), _at_most_fp32(normaliser), _at_most_fp32(camera_matrix), conv_tail, carried)
@@ -158,14 +157,13 @@ class SoftmaxAttention(SelfAttention):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
-        self.scale = config.attention_scale
+        self.scale = config.head_dim**-0.5
+        self.streaming_scale = config.attention_scale
         self.clamp = config.cam_rms_clamp != "none"
         self.window = (config.sink, config.num_cached_blocks)
 
-    def forward(
-        self, u: Tensor, cameras: CameraContext, spans: Spans, past: WindowState | None, keep: bool
-    ) -> tuple[Tensor, WindowState | None]:
-        """u (B, T, S, C) -> (output (B, T, S, C), window after this chunk if `keep`)."""
+    def forward(self, u: Tensor, cameras: CameraContext, run: Execution, past: WindowState | None) -> tuple[Tensor, WindowState | None]:
+        """Mix u (B, T, S, C) -> (output (B, T, S, C), window after this chunk if it is kept)."""
         q, k, v = (self.split(x) for x in self.qkv(u).chunk(3, -1))
         q = rotate(self.split(self.q_norm(q.flatten(-2))), cameras.rope)
         k = rotate(self.split(self.k_norm(k.flatten(-2))), cameras.rope)
@@ -178,22 +176,21 @@ class SoftmaxAttention(SelfAttention):
         own = WindowEntry(*(all_tokens(x) for x in (k, v, k_cam, v_cam)))
         entries = past.entries if past else ()
         read = (*entries, own)
-        main = self.attend(q, [e.key for e in read], [e.value for e in read], spans)
-        camera = self.attend(q_cam, [e.camera_key for e in read], [e.camera_value for e in read], spans)
+        main = self.attend(q, [e.key for e in read], [e.value for e in read], run)
+        camera = self.attend(q_cam, [e.camera_key for e in read], [e.camera_value for e in read], run)
         out = self.combine(u, main.flatten(-2), leave_ray_frame(camera, cameras).flatten(-2))
-        return out, WindowState(keep_window(entries, own, *self.window)) if keep else None
+        return out, WindowState(keep_window(entries, own, *self.window)) if run.keep else None
 
-    def attend(self, q: Tensor, keys: list[Tensor], values: list[Tensor], spans: Spans) -> Tensor:
-        """Queries of a span see all keys up to the span's end. q (B, T, S, h, D), keys (B, h, N, D) -> (B, T, S, h, D)."""
+    def attend(self, q: Tensor, keys: list[Tensor], values: list[Tensor], run: Execution) -> Tensor:
+        """Queries of a span see all keys up to its end. q (B, T, S, h, D), keys (B, h, N, D) -> (B, T, S, h, D)."""
         k, v = (x[0] if len(x) == 1 else torch.cat(x, 2) for x in (keys, values))
         frames, tokens = q.shape[1:3]
         cached = k.shape[2] - frames * tokens
-        parts = [
-            F.scaled_dot_product_attention(
-                all_tokens(q[:, a:b]), k[:, :, : cached + b * tokens], v[:, :, : cached + b * tokens], scale=self.scale
-            )
-            for a, b in spans
-        ]
+        scale = self.streaming_scale if run.streaming else self.scale
+        parts = []
+        for start, stop in run.spans:
+            seen = cached + stop * tokens
+            parts.append(F.scaled_dot_product_attention(all_tokens(q[:, start:stop]), k[:, :, :seen], v[:, :, :seen], scale=scale))
         out = parts[0] if len(parts) == 1 else torch.cat(parts, 2)  # (B, h, N, D)
         return out.transpose(1, 2).unflatten(1, (frames, tokens))
 
@@ -221,12 +218,12 @@ class CrossAttention(nn.Module):
         self.k_norm = nn.RMSNorm(width, eps=1e-6)
 
     def keys_values(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        """text (B, L, C) -> K, V (B, h, L, D)."""
+        """Text features (B, L, C) -> K, V (B, h, L, D)."""
         k, v = self.kv_linear(text).chunk(2, -1)
         return self._heads(self.k_norm(k)), self._heads(v)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """x (B, T, S, C), keys and values (B, h, L, D), mask (B, 1, 1, L) with False for padding -> (B, T, S, C)."""
+        """Read the text: x (B, T, S, C), keys and values (B, h, L, D), mask (B, 1, 1, L) with False for padding -> (B, T, S, C)."""
         q = self._heads(self.q_norm(self.q_linear(x)).flatten(1, 2))
         out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
         return self.proj(out.transpose(1, 2).flatten(2).view_as(x))

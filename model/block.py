@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from .attention import CrossAttention, GatedDeltaAttention, SoftmaxAttention
 from .config import TransformerConfig
+from .execution import Execution
 from .feed_forward import FeedForward
-from .gated_delta import Spans
 from .state import BlockState, CameraContext, TextContext
 
 
@@ -27,19 +27,18 @@ class Block(nn.Module):
         modulation: Tensor,
         text: TextContext,
         cameras: CameraContext,
-        spans: Spans,
+        run: Execution,
         past: BlockState | None,
-        keep: bool,
     ) -> tuple[Tensor, BlockState | None]:
-        """x (B, T, S, C), modulation (B, T, 6, C) -> (x, carried state if `keep`)."""
+        """Run the block: x (B, T, S, C), modulation (B, T, 6, C) -> (x, carried state if it is kept)."""
         rows = (self.scale_shift_table + modulation)[:, :, :, None].unbind(2)  # six of (B, T, 1, C)
         shift, scale, gate, shift_ffn, scale_ffn, gate_ffn = rows
-        attended, attention_state = self.attn(modulate(x, shift, scale), cameras, spans, past.attention if past else None, keep)
+        attended, attention_state = self.attn(modulate(x, shift, scale), cameras, run, past.attention if past else None)
         x = torch.addcmul(x, gate, attended) + cameras.plucker[self.index]
         x = x + self.cross_attn(x, text.keys[self.index], text.values[self.index], text.mask)
-        fed, tail = self.mlp(modulate(x, shift_ffn, scale_ffn), cameras.grid, spans, past.ffn_tail if past else None)
+        fed, tail = self.mlp(modulate(x, shift_ffn, scale_ffn), cameras.grid, run.spans, past.ffn_tail if past else None)
         x = torch.addcmul(x, gate_ffn, fed)
-        return x, BlockState(attention_state, tail) if keep else None
+        return x, BlockState(attention_state, tail) if run.keep else None
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

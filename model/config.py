@@ -96,9 +96,7 @@ class TransformerConfig:
 PRESETS: dict[str, TransformerConfig] = {
     # 64 x 64 images on an 8 x 8 grid. Four heads of 64 rather than eight of 32: what a delta-rule block can remember is
     # heads * head_dim^2 numbers, and with 64 tokens per frame 64 key directions let a frame be stored without loss.
-    "rooms": TransformerConfig(
-        depth=8, width=256, heads=4, in_channels=32, mlp_ratio=3.0, text_width=64, text_tokens=32, input_size=8
-    ),
+    "rooms": TransformerConfig(depth=8, width=256, heads=4, in_channels=32, mlp_ratio=3.0, text_width=64, text_tokens=32, input_size=8),
     # The public checkpoints (facts/model.md section 1.1).
     "2.6b": TransformerConfig(depth=20, width=2240, heads=20, in_channels=128, mlp_ratio=3.0, text_width=2304, text_tokens=300),
 }

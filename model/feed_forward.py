@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import TransformerConfig
-from .gated_delta import Spans
+from .execution import Spans
 
 
 class Pointwise(nn.Module):
@@ -47,7 +47,7 @@ class FeedForward(nn.Module):
         self.t_conv = nn.Conv2d(width, width, (3, 1), bias=False)
 
     def forward(self, x: Tensor, grid: tuple[int, int], spans: Spans, tail: Tensor | None) -> tuple[Tensor, Tensor]:
-        """x (B, T, S, C), tail (B, S, C) of the previous chunk or None -> (output (B, T, S, C), tail of the last frame (B, S, C))."""
+        """Map x (B, T, S, C) and the tail (B, S, C) of the previous chunk, or None, to (output like x, tail of the last frame)."""
         r = self.spatial(x, grid)
         return self.temporal(r, spans, tail), r[:, -1]
 

@@ -7,8 +7,9 @@ A horizon is a span (start, stop) of frames: the whole clip when bidirectional, 
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-Spans = tuple[tuple[int, int], ...]
+from .execution import Spans
 
 
 def transitions(keys: Tensor, beta: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,21 +56,14 @@ def short_conv(x: Tensor, weight: Tensor, spans: Spans, past: Tensor | None) -> 
     x (B, T, S, C), weight (C, 1, 4), past (B, 3, S, C) inputs before the first frame (None: zeros). The past half reads across
     spans, the future half ends with its span.
     """
-    frames, taps = x.shape[1], weight[:, 0].flip(-1).unbind(-1)  # taps[j] weighs distance j
-    reach = len(taps) - 1
-    y = x * taps[0]
-    if frames == 1 and past is None:
-        return y
-    padding = x.new_zeros(x.shape[0], reach, *x.shape[2:]) if past is None else past
-    before = torch.cat([padding, x], 1)
-    for j in range(1, reach + 1):
-        y = y + taps[j] * before[:, reach - j : reach - j + frames]
-    if len(spans) == 1 and frames == 1:
-        return y
-    after = [torch.cat([x[:, a:b], x.new_zeros(x.shape[0], reach, *x.shape[2:])], 1) for a, b in spans]
-    for j in range(1, reach + 1):
-        y = y + taps[j] * torch.cat([part[:, j : j + b - a] for part, (a, b) in zip(after, spans, strict=True)], 1)
-    return y
+    reach = weight.shape[-1] - 1
+    filter_ = torch.cat([weight, weight[..., :-1].flip(-1)], -1)[..., None]  # (C, 1, 7, 1)
+    zero = x.new_zeros(x.shape[0], reach, *x.shape[2:])
+    known = torch.cat([zero if past is None else past, x], 1)
+    # (B, T, S, C) seen as images (B, C, T, S) in channels-last memory
+    views = (torch.cat([known[:, a : b + reach], zero], 1).permute(0, 3, 1, 2) for a, b in spans)
+    parts = [F.conv2d(view, filter_, groups=x.shape[-1]) for view in views]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, 2)).permute(0, 2, 3, 1)
 
 
 def last_frames(x: Tensor, past: Tensor | None, count: int = 3) -> Tensor:

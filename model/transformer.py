@@ -8,7 +8,6 @@ Letters: B batch, T latent frames, H x W latent grid, S = H * W tokens per frame
 """
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,29 +16,14 @@ from torch.nn import functional as F
 from .block import Block, modulate
 from .camera_branch import ray_matrices
 from .config import TransformerConfig
+from .execution import Execution, Rule, whole_clip
+from .execution import chunk_sizes as chunk_sizes
+from .execution import chunk_spans as chunk_spans
 from .feed_forward import Pointwise
-from .gated_delta import Spans
 from .rope import camera_angles, rope_angles, rope_table
 from .state import BlockState, CameraContext, TextContext, TransformerState
 
-Rule = Literal["bidirectional", "chunk_causal"]
 PLUCKER_CHANNELS = 48
-
-
-def chunk_sizes(frames: int, chunk: int = 3) -> tuple[int, ...]:
-    """Latent frames per chunk of a clip: chunk + 1, chunk, chunk, ...; a shorter tail joins the last chunk."""
-    if frames <= chunk + 1:
-        return (frames,)
-    full, tail = divmod(frames - 1, chunk)
-    sizes = [chunk + 1] + [chunk] * (full - 1)
-    sizes[-1] += tail
-    return tuple(sizes)
-
-
-def chunk_spans(frames: int, chunk: int = 3) -> Spans:
-    """The same split as (start, stop) pairs."""
-    stops = torch.tensor(chunk_sizes(frames, chunk)).cumsum(0).tolist()
-    return tuple(zip([0, *stops[:-1]], stops, strict=True))
 
 
 class Transformer(nn.Module):
@@ -65,14 +49,17 @@ class Transformer(nn.Module):
     # ---- contexts: what depends on neither latents nor noise level
 
     def text_context(self, text: Tensor, mask: Tensor) -> TextContext:
-        """text (B, L, text_width), mask (B, L) with 0 or False for padding -> keys and values of every block."""
+        """Keys and values of every block from text (B, L, text_width) and mask (B, L) with 0 or False for padding."""
         y = self.attention_y_norm(self.y_embedder.y_proj(text.to(self.dtype)))
         keys, values = zip(*(block.cross_attn.keys_values(y) for block in self.blocks), strict=True)
         return TextContext(keys, values, mask.bool()[:, None, None])
 
     def camera_context(self, camera: Tensor, plucker: Tensor, first_frame: int | Tensor = 0) -> CameraContext:
-        """camera (B, T, 20), plucker (B, 48, T, H, W) (see cameras.py), first_frame the absolute index of the first latent
-        frame, one number or (B,) int64. Geometry is computed in float32 at least."""
+        """What depends on cameras and positions: camera (B, T, 20) and plucker (B, 48, T, H, W), both from cameras.py.
+
+        `first_frame` is the absolute index of the first latent frame, one number or (B,) int64. Geometry is computed in float32
+        at least. ValueError if the batch sizes do not fit.
+        """
         batch, frames, (height, width) = camera.shape[0], camera.shape[1], plucker.shape[-2:]
         head_dim, dtype = self.config.head_dim, self.dtype
         precise = torch.promote_types(dtype, torch.float32)
@@ -98,36 +85,31 @@ class Transformer(nn.Module):
 
     # ---- execution rules
 
-    def forward(
-        self, x: Tensor, timestep: Tensor, text: TextContext, cameras: CameraContext, rule: Rule = "bidirectional"
-    ) -> Tensor:
+    def forward(self, x: Tensor, timestep: Tensor, text: TextContext, cameras: CameraContext, rule: Rule = "bidirectional") -> Tensor:
         """Velocity (noise minus clean) of a whole clip, same shape as x.
 
         x (B, C_in, T, H, W); timestep (B, T) in 0..1000, cut to whole numbers, 0 for clean frames. Under "bidirectional" all
         frames see each other; under "chunk_causal" a frame sees its chunk and everything before.
         """
-        frames = x.shape[2]
-        if rule not in ("bidirectional", "chunk_causal"):
-            raise ValueError(f"rule is {rule!r}; it must be 'bidirectional' or 'chunk_causal'")
-        spans = ((0, frames),) if rule == "bidirectional" else chunk_spans(frames, self.config.chunk)
-        tokens, embedding, _ = self._run(x, timestep, text, cameras, spans, None, keep=False)
+        run = whole_clip(rule, x.shape[2], self.config.chunk)
+        tokens, embedding, _ = self._run(x, timestep, text, cameras, run, None)
         return self.final_layer(tokens, embedding, cameras.grid)
 
-    def stream(
-        self, x: Tensor, timestep: Tensor, text: TextContext, cameras: CameraContext, state: TransformerState | None
-    ) -> Tensor:
+    def stream(self, x: Tensor, timestep: Tensor, text: TextContext, cameras: CameraContext, state: TransformerState | None) -> Tensor:
         """Velocity of one chunk x (B, C_in, T, H, W) that follows `state` (None: it opens the session). Only reads.
 
         The `first_frame` of `cameras` must be `state.next_frame`.
         """
-        tokens, embedding, _ = self._run(x, timestep, text, cameras, ((0, x.shape[2]),), state, keep=False)
+        run = Execution(((0, x.shape[2]),), streaming=True)
+        tokens, embedding, _ = self._run(x, timestep, text, cameras, run, state)
         return self.final_layer(tokens, embedding, cameras.grid)
 
     def commit(self, x: Tensor, text: TextContext, cameras: CameraContext, state: TransformerState | None) -> TransformerState:
         """The clean pass: the state after the finished chunk x (B, C_in, T, H, W), run at timestep 0."""
         batch, _, frames = x.shape[:3]
         clean = torch.zeros(batch, frames, device=x.device)
-        _, _, blocks = self._run(x, clean, text, cameras, ((0, frames),), state, keep=True)
+        run = Execution(((0, frames),), streaming=True, keep=True)
+        _, _, blocks = self._run(x, clean, text, cameras, run, state)
         begin = torch.zeros(batch, dtype=torch.int64, device=x.device) if state is None else state.next_frame
         return TransformerState(blocks, begin + frames, 1 if state is None else state.chunk_index + 1)
 
@@ -137,19 +119,19 @@ class Transformer(nn.Module):
         timestep: Tensor,
         text: TextContext,
         cameras: CameraContext,
-        spans: Spans,
+        run: Execution,
         state: TransformerState | None,
-        keep: bool,
     ) -> tuple[Tensor, Tensor, tuple[BlockState, ...]]:
         if tuple(x.shape[-2:]) != cameras.grid or x.shape[2] != cameras.rays.shape[1]:
-            raise ValueError(f"latent of {x.shape[2]} frames on {tuple(x.shape[-2:])}, cameras of {cameras.rays.shape[1]} on {cameras.grid}")
+            given, wanted = (x.shape[2], *x.shape[-2:]), (cameras.rays.shape[1], *cameras.grid)
+            raise ValueError(f"the latent has (T, H, W) = {given}, the cameras have {wanted}")
         embedding = self.t_embedder(timestep)  # (B, T, C)
         modulation = self.t_block(embedding).unflatten(-1, (6, -1))  # (B, T, 6, C)
         tokens = self.x_embedder(x.to(self.dtype).flatten(3).permute(0, 2, 3, 1))  # (B, C_in, T, H, W) -> (B, T, S, C)
         kept = []
         for i, block in enumerate(self.blocks):
             past = state.blocks[i] if state is not None else None
-            tokens, block_state = block(tokens, modulation, text, cameras, spans, past, keep)
+            tokens, block_state = block(tokens, modulation, text, cameras, run, past)
             kept.append(block_state)
         return tokens, embedding, tuple(kept)
 
@@ -237,7 +219,7 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(width, outputs)
 
     def forward(self, tokens: Tensor, embedding: Tensor, grid: tuple[int, int]) -> Tensor:
-        """tokens (B, T, S, C), time embedding (B, T, C) -> velocity (B, C_in, T, H, W)."""
+        """Head: tokens (B, T, S, C), time embedding (B, T, C) -> velocity (B, C_in, T, H, W)."""
         shift, scale = (self.scale_shift_table + embedding[:, :, None])[:, :, :, None].unbind(2)
         out = self.linear(modulate(tokens, shift, scale))  # (B, T, S, C_in)
         return out.permute(0, 3, 1, 2).unflatten(-1, grid)
