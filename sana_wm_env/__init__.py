@@ -1,0 +1,41 @@
+"""SANA-WM, a camera-controlled video world model, as a Gymnasium environment.
+
+Importing this package registers the environments and nothing more: torch is loaded by `gymnasium.make`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from gymnasium.envs.registration import register
+
+if TYPE_CHECKING:
+    from .actions import keys_to_path
+    from .env import SanaWMEnv
+    from .model.world import WorldModel
+    from .recorder import RecordChunks
+    from .rooms.env import RoomsEnv
+
+__all__ = ["RecordChunks", "RoomsEnv", "SanaWMEnv", "WorldModel", "keys_to_path"]
+__version__ = "0.1.0"
+
+# One minute: 40 chunks of 1.5 s. Strings as entry points keep this import light and the specs serialisable.
+register(id="SanaWM-v0", entry_point="sana_wm_env.env:SanaWMEnv", max_episode_steps=40)
+register(id="SanaWM-Rooms-v0", entry_point="sana_wm_env.rooms.env:RoomsEnv", max_episode_steps=40)
+
+_HOME = {
+    "RecordChunks": "recorder",
+    "RoomsEnv": "rooms.env",
+    "SanaWMEnv": "env",
+    "WorldModel": "model.world",
+    "keys_to_path": "actions",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

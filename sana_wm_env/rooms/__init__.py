@@ -1,0 +1,17 @@
+"""Rooms: a procedural indoor world with an exact renderer. It is the training data, the truth and an environment.
+
+World frame of a room: OpenCV axes (+x right, +y down, +z into the room), metres, origin on the floor in the middle of the room, so the
+floor is the plane y = 0 and the ceiling lies at y = -height. Everything follows from one integer seed per room.
+"""
+
+HELD_OUT = 2**31
+"""First seed of the held-out rooms: training draws seeds below it, evaluation and the environment draw seeds from it on."""
+
+FOCAL = 0.65
+"""Default focal length as a share of the image width (a horizontal field of view of 75 degrees)."""
+
+
+def default_intrinsics(size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Pinhole intrinsics (fx, fy, cx, cy) in pixels of a (height, width) image: 75 degrees wide, centred, square pixels."""
+    height, width = size
+    return FOCAL * width, FOCAL * width, width / 2, height / 2

@@ -1,0 +1,56 @@
+"""Camera paths: exact twists, inside the action box, clear of everything solid."""
+
+import torch
+
+from sana_wm_env.rooms import paths
+from sana_wm_env.rooms.scene import sample_scenes
+
+SEEDS = list(range(48))
+
+
+def sample(chunks: int):
+    scenes = sample_scenes(SEEDS)
+    starts = paths.sample_starts(scenes, SEEDS)
+    return scenes, starts, paths.sample_twists(scenes, starts, SEEDS, chunks)
+
+
+def test_paths_keep_clear_of_everything_solid():
+    scenes, starts, twists = sample(6)
+    c2w = paths.twist_paths(starts, twists)
+    assert c2w.shape == (48, 145, 4, 4)
+    # A chunk is tested at six of its frames while it is planned, so a corner may be cut by a hair between them.
+    assert paths.clear(scenes, c2w[..., :3, 3], 0.9 * paths.CLEARANCE_M).all()
+
+
+def test_twists_fit_the_action_box_and_move():
+    _, _, twists = sample(6)
+    limit = torch.tensor([paths.MAX_TRANSLATION_M] * 3 + [paths.MAX_ROTATION_RAD] * 3)
+    assert (twists.abs() <= limit + 1e-12).all()
+    assert (twists.abs().amax((0, 1)) > 0.5 * limit).all(), "every axis is used by some path"
+    assert (twists == 0).all(-1).any(), "some chunks stand still"
+
+
+def test_path_of_a_twist_is_its_exponential():
+    twist = torch.tensor([[[0.0, 0.0, 0.5, 0.0, 0.3, 0.0]]])
+    c2w = paths.twist_paths(torch.eye(4)[None], twist)[0]
+    radius = 0.5 / 0.3  # forward while turning right is an arc
+    angle = 0.3 * torch.arange(25, dtype=torch.float64) / 24
+    assert torch.allclose(c2w[:, 0, 3], radius * (1 - angle.cos()), atol=1e-12)
+    assert torch.allclose(c2w[:, 2, 3], radius * angle.sin(), atol=1e-12)
+    assert torch.equal(c2w[0], torch.eye(4, dtype=torch.float64))
+
+
+def test_walking_stays_level_and_the_horizon_too():
+    """Forward of a tilted camera is horizontal, and nothing but a free stretch may roll the camera."""
+    pose = torch.eye(4, dtype=torch.float64)[None].clone()
+    pose[0, :3, :3] = torch.from_numpy(paths._yaw_pitch(0.7, 0.3))
+    wish = torch.tensor([[[0.5, 0.0, 0.0, 0.2, 0.0, 0.0, 0.0]]], dtype=torch.float64)
+    end = paths.twist_paths(pose, paths._body_twists(pose, wish))[0, -1]
+    assert abs(end[1, 3]) < 1e-12 and abs(end[1, 0]) < 1e-12
+
+
+def test_a_path_depends_on_its_seed_alone():
+    _, _, twists = sample(3)
+    scenes = sample_scenes([SEEDS[5]])
+    alone = paths.sample_twists(scenes, paths.sample_starts(scenes, [SEEDS[5]]), [SEEDS[5]], 3)
+    assert torch.allclose(alone[0], twists[5], atol=1e-12)

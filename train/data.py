@@ -1,0 +1,72 @@
+"""Training clips of rooms, rendered on the training device and kept as shards on disk.
+
+A shard holds CLIPS_PER_SHARD clips of 97 frames (4 chunks, 13 latent frames) with exact poses. It is a function of its index alone, so a
+data folder can be thrown away, extended or made on another machine without changing what is trained on. Rendering costs more than reading,
+and the autoencoder and every stage of the transformer see the same clips: hence the files.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from sana_wm_env.rooms import FOCAL, HELD_OUT, paths
+from sana_wm_env.rooms.render import render
+from sana_wm_env.rooms.scene import sample_scenes
+
+CLIPS_PER_SHARD = 32
+CLIP_CHUNKS = 4
+CLIP_FRAMES = 1 + CLIP_CHUNKS * paths.CHUNK_FRAMES
+
+
+@dataclass(frozen=True)
+class Clips:
+    """N clips: frames (N, F, H, W, 3) uint8; c2w (N, F, 4, 4) float64 relative to frame 0; intrinsics_px (N, 4) float32; captions."""
+
+    frames: Tensor
+    c2w: Tensor
+    intrinsics_px: Tensor
+    captions: list[str]
+
+
+def render_clips(seeds: list[int], size: tuple[int, int], device: str | torch.device = "cpu", chunks: int = CLIP_CHUNKS) -> Clips:
+    """Renders one clip of 1 + 24 * chunks frames per seed; the focal length varies by a tenth around the default."""
+    scenes = sample_scenes(seeds, device)
+    starts = paths.sample_starts(scenes, seeds)
+    c2w = paths.twist_paths(starts, paths.sample_twists(scenes, starts, seeds, chunks))
+    focal = torch.tensor([FOCAL * size[1] * np.random.default_rng([seed, 3]).uniform(0.9, 1.1) for seed in seeds])
+    height, width = size
+    intrinsics = torch.stack([focal, focal, torch.full_like(focal, width / 2), torch.full_like(focal, height / 2)], -1).float()
+    frames = render(scenes, c2w, intrinsics, size).rgb
+    return Clips(frames, torch.linalg.inv(c2w[:, :1]) @ c2w, intrinsics, scenes.captions)
+
+
+def shard_path(folder: Path, index: int) -> Path:
+    return folder / f"rooms-{index:05d}.safetensors"
+
+
+def write_shards(folder: Path, indices: range, size: tuple[int, int], device: str = "cpu") -> None:
+    """Renders the shards that are not there yet. A half-written file never bears a shard's name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [index for index in indices if not shard_path(folder, index).exists()]
+    for index in tqdm(missing, desc="rendering rooms", unit="shard", disable=not missing):
+        seeds = list(range(index * CLIPS_PER_SHARD, (index + 1) * CLIPS_PER_SHARD))
+        if seeds[-1] >= HELD_OUT:
+            raise ValueError(f"shard {index} would use held-out rooms; shards up to {HELD_OUT // CLIPS_PER_SHARD - 1} are for training")
+        clips = render_clips(seeds, size, device)
+        tensors = {"frames": clips.frames.cpu(), "c2w": clips.c2w.cpu(), "intrinsics_px": clips.intrinsics_px}
+        part = shard_path(folder, index).with_suffix(".part")
+        save_file(tensors, part, metadata={"captions": "\n".join(clips.captions)})
+        part.rename(shard_path(folder, index))
+
+
+def read_shard(path: Path) -> Clips:
+    """Reads a shard (frames are mapped, not loaded, where the platform allows)."""
+    with safe_open(path, "pt") as file:
+        captions = file.metadata()["captions"].split("\n")
+        return Clips(file.get_tensor("frames"), file.get_tensor("c2w"), file.get_tensor("intrinsics_px"), captions)

@@ -1,0 +1,63 @@
+"""Stage 4: few-step streaming. The student rolls out on its own past, as the environment will use it.
+
+A short distillation, not distribution matching: the roll-out is self-forcing's (Huang et al. 2025: one shared random exit step, gradient in
+the exit call only, detached clean-pass state), but the target is the true latent of the clip, which rooms can provide, instead of a pair of
+score models. A regression blurs what the past leaves open; it does not blur what the past determines.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sana_wm_env.model.execution import chunk_spans
+from sana_wm_env.model.sampler import STREAMING_SIGMAS
+
+from .bidirectional import FlowConfig, FlowStage
+from .levels import LEVELS
+from .loop import LoopConfig, train
+
+
+@dataclass(frozen=True)
+class DistillConfig(FlowConfig):
+    """Trains the few-step streaming model of a world, from the chunk-causal one. sigmas: noise levels of the sampler, ending at 0."""
+
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(out=Path("runs/rooms/distill"), steps=500, batch=16))
+    start: Path | None = Path("runs/rooms/causal")
+    frames: int = 10
+    sigmas: tuple[float, ...] = STREAMING_SIGMAS
+
+
+class DistillStage(FlowStage):
+    config: DistillConfig
+
+    def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        window = self.clips.draw(batch, self.config.frames, generator)
+        device, sigmas = generator.device, self.config.sigmas
+        # one exit step for all chunks and all processes, as every chunk's caches come from it
+        exit_step = int(torch.randint(len(sigmas) - 1, (), generator=torch.Generator().manual_seed(generator.initial_seed() // 4096)))
+        text = self.model.text_context(window.text, window.text_mask)
+        state, losses = None, []
+        for begin, end in chunk_spans(self.config.frames, self.config.model.chunk):
+            truth = window.latents[:, :, begin:end].contiguous()
+            cameras = self.model.camera_context(window.camera[:, begin:end], window.plucker[:, :, begin:end], begin)
+            given = 1 if state is None else 0
+            x = torch.randn(truth.shape, generator=generator, device=device)
+            x[:, :, :given] = truth[:, :, :given]
+            for call in range(exit_step + 1):
+                timestep = torch.full(truth.shape[:1] + truth.shape[2:3], LEVELS * sigmas[call], device=device)
+                timestep[:, :given] = 0
+                with torch.set_grad_enabled(call == exit_step):
+                    velocity = self.model.stream(x, timestep, text, cameras, state)
+                step = sigmas[call] - (sigmas[call + 1] if call < exit_step else 0.0)
+                x = torch.cat([x[:, :, :given], (x - step * velocity)[:, :, given:]], 2)
+            losses.append((x - truth)[:, :, given:].square().mean())
+            with torch.no_grad():
+                state = self.model.commit(x.detach(), text, cameras, state)
+        scalars = {f"chunk{n}": loss.item() for n, loss in enumerate(losses)}
+        return torch.stack(losses).mean(), {**scalars, "exit_step": float(exit_step)}
+
+
+def run(config: DistillConfig) -> None:
+    train(DistillStage(config), config.loop)

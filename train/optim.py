@@ -1,0 +1,103 @@
+"""Muon for the matrices, AdamW for the rest: on two cores the number of steps is what is scarce."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """lr: peak rate of matrices (Muon); adam_lr: of all else; warmup: steps of linear rise; decay: last share of the steps, in which the
+    rates fall linearly to zero; clip: largest gradient norm.
+    """
+
+    lr: float = 3e-3
+    adam_lr: float = 2e-3
+    betas: tuple[float, float] = (0.9, 0.98)
+    momentum: float = 0.95
+    weight_decay: float = 0.01
+    warmup: int = 50
+    decay: float = 0.4
+    clip: float = 1.0
+
+
+def schedule(step: int, steps: int, config: OptimConfig) -> float:
+    """Share of the peak rate at a step: linear rise, flat, linear fall to zero over the last `decay` of the run."""
+    rise = (step + 1) / max(config.warmup, 1)
+    fall = (steps - step) / max(config.decay * steps, 1)
+    return max(0.0, min(1.0, rise, fall))
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is orthogonalised (Jordan et al. 2024) and scaled like AdamW's (Liu et al. 2025: 0.2 sqrt(longer side)).
+
+    torch.optim.Muon takes 2-D parameters only; the network's 1x1 convolutions keep the 4-D shapes of the published checkpoints, so here
+    every parameter counts as the matrix (shape[0], rest). With several processes each orthogonalises its share, and shares are summed.
+    """
+
+    def __init__(self, params: list[nn.Parameter], lr: float, momentum: float, weight_decay: float):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            params = group["params"]
+            updates = torch.zeros(sum(p.numel() for p in params), device=params[0].device)
+            for index, (param, update) in enumerate(zip(params, updates.split([p.numel() for p in params]), strict=True)):
+                momentum = self.state[param].setdefault("momentum", torch.zeros_like(param))
+                momentum.lerp_(param.grad, 1 - group["momentum"])
+                if index % world_size() == rank():
+                    direction = param.grad.lerp(momentum, group["momentum"]).flatten(1)
+                    update.copy_((orthogonalise(direction) * 0.2 * max(direction.shape) ** 0.5).flatten())
+            if world_size() > 1:
+                dist.all_reduce(updates)
+            for param, update in zip(params, updates.split([p.numel() for p in params]), strict=True):
+                param.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * update.view_as(param))
+
+
+def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:
+    """The nearest orthogonal matrix, roughly: the quintic Newton-Schulz iteration pulls all singular values to about 1."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = torch.addmm(a * x, torch.addmm(b * gram, gram, gram, beta=1, alpha=c), x)
+    return x.mT if matrix.shape[0] > matrix.shape[1] else x
+
+
+def optimisers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
+    """Muon over the weights that are matrices between hidden layers, AdamW over gains, biases, tables and depthwise filters."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trainable if p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= 16]
+    taken = {id(p) for p in matrices}
+    rest = [p for p in trainable if id(p) not in taken]
+    return [
+        Muon(matrices, config.lr, config.momentum, config.weight_decay),
+        torch.optim.AdamW(rest, config.adam_lr, betas=config.betas, weight_decay=0.0),
+    ]
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@torch.no_grad()
+def average_gradients(model: nn.Module) -> None:
+    """Mean of the gradients over all processes, in one message. A parameter that a step did not use counts as zero gradient."""
+    params = [p for p in model.parameters() if p.requires_grad]
+    for param in params:
+        if param.grad is None:
+            param.grad = torch.zeros_like(param)
+    if world_size() == 1:
+        return
+    flat = torch.cat([p.grad.flatten() for p in params])
+    dist.all_reduce(flat)
+    for param, grad in zip(params, (flat / world_size()).split([p.numel() for p in params]), strict=True):
+        param.grad.copy_(grad.view_as(param))
