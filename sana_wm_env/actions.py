@@ -54,7 +54,8 @@ def to_twist(action: Any, max_translation_m: float, max_rotation_rad: float) -> 
 class KeyScheme:
     """What the keys of a key string mean. Two schemes are in use, and `a`, `d`, `j`, `l` differ between them.
 
-    Source: facts/model.md section 9, "Action strings"; the official inference code before (`sana-v1`) and after (`sana-v2`) its remap.
+    Source: the official inference code (NVlabs/Sana, docs/sana_wm.md) before (`sana-v1`) and after (`sana-v2`) it gave the keys new
+    meanings.
 
     Attributes:
         keys: key -> (motion, sign); motions are forward, strafe (right), yaw (right) and pitch (up).

@@ -1,0 +1,182 @@
+"""What every environment of the package shares: spaces, checks, poses, info, rendering. A subclass supplies the pictures."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from .actions import FPS, action_space, to_twist
+from .camera import CHUNK_FRAMES, Array, compose, intrinsics_matrix, twist_path
+
+Frames = NDArray[np.uint8]
+OBS_MODES = ("chunk", "last")
+
+
+class Seeds(NamedTuple):
+    """What one episode draws from the environment's own generator, always both, so that every episode draws alike."""
+
+    room: int
+    noise: int
+
+
+@dataclass(frozen=True)
+class Episode:
+    """All that an episode remembers. Replaced as a whole, so an interrupted step leaves the one before in place.
+
+    Attributes:
+        state: whatever the subclass carries from chunk to chunk.
+        c2w: (4, 4) pose of the newest frame relative to the first.
+        intrinsics_px: (4,) as fx, fy, cx, cy in pixels of the observed frames.
+        chunk_index: chunks since the reset.
+    """
+
+    state: Any
+    c2w: Array
+    intrinsics_px: Array
+    chunk_index: int = 0
+
+
+class CameraEnv(gym.Env[Frames, NDArray[np.float32]]):
+    """A camera that moves through a world, 24 frames per step.
+
+    Subclasses say which reset options they know and implement `_prepare`, `_start` and `_advance`.
+
+    Args:
+        world: name that `info["world"]` carries.
+        image_size: (height, width) of the frames.
+        obs_mode: "chunk" or "last".
+        render_mode: None, "rgb_array" or "rgb_array_list".
+        max_translation_m: metres per chunk that an action of 1 stands for.
+        max_rotation_rad: radians per chunk that an action of 1 stands for.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array", "rgb_array_list"], "render_fps": FPS}  # noqa: RUF012 (Gymnasium's own type)
+    reset_options: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        *,
+        world: str,
+        image_size: tuple[int, int],
+        obs_mode: str,
+        render_mode: str | None,
+        max_translation_m: float,
+        max_rotation_rad: float,
+    ):
+        if obs_mode not in OBS_MODES:
+            raise ValueError(f"got obs_mode={obs_mode!r}; wanted one of {', '.join(OBS_MODES)}")
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise ValueError(
+                f"got render_mode={render_mode!r}; wanted None or one of {', '.join(self.metadata['render_modes'])}"
+                " ('human' works through gymnasium.make, which adds a window)"
+            )
+        for name, value in {"max_translation_m": max_translation_m, "max_rotation_rad": max_rotation_rad}.items():
+            if not (np.isscalar(value) and np.isfinite(value) and value > 0):
+                raise ValueError(f"got {name}={value!r}; wanted a positive number")
+        self.world, self.image_size = world, (int(image_size[0]), int(image_size[1]))
+        self.obs_mode, self.render_mode = obs_mode, render_mode
+        self.max_translation_m, self.max_rotation_rad = float(max_translation_m), float(max_rotation_rad)
+        shape = (*self.image_size, 3) if obs_mode == "last" else (CHUNK_FRAMES, *self.image_size, 3)
+        self.observation_space = gym.spaces.Box(0, 255, shape, np.uint8)
+        self.action_space = action_space()
+        self._episode: Episode | None = None
+        self._unseen: list[Frames] = []  # what `render` returns next
+        self._closed = False
+
+    @abstractmethod
+    def _prepare(self, options: dict[str, Any]) -> Any:
+        """Checks the values of known options and loads what they name, or raises. Changes nothing."""
+
+    @abstractmethod
+    def _start(self, prepared: Any, seeds: Seeds) -> tuple[Frames, Array, Any]:
+        """First frame (H, W, 3), intrinsics (4,) and state of a new episode. What it needs at random it takes from `seeds`."""
+
+    @abstractmethod
+    def _advance(self, episode: Episode, c2w: Array) -> tuple[Frames, Array, Any]:
+        """Frames (24, H, W, 3) along c2w (24, 4, 4), the poses they really have, and the next state. Changes nothing."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frames, dict[str, Any]]:
+        """Starts an episode. See the class for the options and for what is returned.
+
+        Raises:
+            ValueError: an unknown option or a bad value; the running episode and the random generator stay as they were.
+        """
+        self._require_open()
+        prepared = self._prepare(self._known(options))
+        super().reset(seed=seed)
+        room, noise = (int(draw) for draw in self.np_random.integers(2**63, size=2, dtype=np.uint64))
+        frame, intrinsics, state = self._start(prepared, Seeds(room, noise))
+        frames, c2w = np.repeat(frame[None], CHUNK_FRAMES, axis=0), np.tile(np.eye(4), (CHUNK_FRAMES, 1, 1))
+        self._episode, self._unseen = Episode(state, np.eye(4), intrinsics), []
+        self._keep_for_render(frames[-1:])
+        return self._observation(frames), self._info(self._episode, c2w, 1)
+
+    def step(self, action: Any) -> tuple[Frames, float, bool, bool, dict[str, Any]]:
+        """Moves the camera for one chunk. See the class for what is returned.
+
+        Raises:
+            ValueError: an action of wrong shape or range, or with NaN; the episode goes on as if it had not been sent.
+            gymnasium.error.ResetNeeded: before the first reset.
+            gymnasium.error.ClosedEnvironmentError: after close.
+        """
+        episode = self._running()
+        twist = to_twist(action, self.max_translation_m, self.max_rotation_rad)
+        frames, c2w, state = self._advance(episode, compose(episode.c2w, twist_path(twist)))
+        self._episode = replace(episode, state=state, c2w=c2w[-1].copy(), chunk_index=episode.chunk_index + 1)
+        self._keep_for_render(frames)
+        return self._observation(frames), 0.0, False, False, self._info(self._episode, c2w, CHUNK_FRAMES)
+
+    def render(self) -> Frames | list[Frames] | None:  # type: ignore[override]  # Gymnasium's RenderFrame has one type for both modes
+        """`rgb_array`: the newest frame. `rgb_array_list`: every frame since the last call or the last reset. None: nothing."""
+        self._running()
+        if self.render_mode is None:
+            gym.logger.warn('render() has nothing to do without a mode: gym.make(..., render_mode="rgb_array")')
+            return None
+        if self.render_mode == "rgb_array":
+            return self._unseen[-1].copy()
+        seen, self._unseen = self._unseen, []
+        return seen
+
+    def close(self) -> None:
+        """Frees the episode. A second call does nothing; reset and step refuse afterwards."""
+        self._closed, self._episode, self._unseen = True, None, []
+
+    def _known(self, options: Any) -> dict[str, Any]:
+        if not isinstance(options or {}, Mapping):
+            raise ValueError(f"got options of type {type(options).__name__}; wanted a dict")
+        given = dict(options or {})
+        if unknown := [key for key in given if key not in self.reset_options]:
+            raise ValueError(f"got the reset option {unknown[0]!r}; wanted keys out of {', '.join(self.reset_options)}")
+        return given
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise gym.error.ClosedEnvironmentError("this environment was closed; make a new one with gymnasium.make")
+
+    def _running(self) -> Episode:
+        self._require_open()
+        if self._episode is None:
+            raise gym.error.ResetNeeded("no episode is running; call reset() first")
+        return self._episode
+
+    def _observation(self, frames: Frames) -> Frames:
+        return frames if self.obs_mode == "chunk" else frames[-1].copy()
+
+    def _keep_for_render(self, frames: Frames) -> None:
+        if self.render_mode == "rgb_array":
+            self._unseen = [frames[-1].copy()]
+        elif self.render_mode == "rgb_array_list":
+            self._unseen.extend(frames.copy())
+
+    def _info(self, episode: Episode, c2w: Array, new_frames: int) -> dict[str, Any]:
+        return {
+            "c2w": c2w,
+            "intrinsics_px": intrinsics_matrix(episode.intrinsics_px),
+            "n_new_frames": new_frames,
+            "chunk_index": episode.chunk_index,
+            "world": self.world,
+        }

@@ -1,0 +1,47 @@
+"""`import sana_wm_env` is light, and works where a user's own modules have the names of our folders."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sana_wm_env
+
+
+def run(code: str, cwd: Path) -> str:
+    """What a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_import_is_light(tmp_path):
+    heavy = ("torch", "diffusers", "transformers", "triton", "scipy", "av")
+    code = f"import sys, sana_wm_env, gymnasium; print([m for m in {heavy} if m in sys.modules], 'SanaWM-v0' in gymnasium.registry)"
+    assert run(code, tmp_path) == "[] True"
+
+
+def test_import_beside_foreign_modules_of_the_same_names(tmp_path):
+    for name in ("model", "train"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('the wrong module was imported')")
+    for name in ("agents", "model", "rooms"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('the wrong package was imported')")
+    code = "import gymnasium, sana_wm_env; import sana_wm_env.model.config, sana_wm_env.train, sana_wm_env.agents; "
+    code += "env = gymnasium.make('SanaWM-Rooms-v0'); print(env.reset(seed=0)[0].shape)"
+    assert run(code, tmp_path) == "(24, 64, 64, 3)"
+
+
+def test_import_from_the_repository_itself():
+    assert run("import sana_wm_env.model.config as c; print(c.__name__)", Path(__file__).parents[1]) == "sana_wm_env.model.config"
+
+
+@pytest.mark.parametrize("name", sana_wm_env.__all__)
+def test_public_names(name):
+    assert getattr(sana_wm_env, name).__name__ == name and name in dir(sana_wm_env)
+
+
+def test_unknown_name():
+    with pytest.raises(AttributeError, match="SanaWMEnv"):
+        sana_wm_env.nonsense  # noqa: B018  # reading it is the test
