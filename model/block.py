@@ -38,7 +38,7 @@ class Block(nn.Module):
         x = x + self.cross_attn(x, text.keys[self.index], text.values[self.index], text.mask)
         fed, tail = self.mlp(modulate(x, shift_ffn, scale_ffn), cameras.grid, run.spans, past.ffn_tail if past else None)
         x = torch.addcmul(x, gate_ffn, fed)
-        return x, BlockState(attention_state, tail) if run.keep else None
+        return x, BlockState(attention_state, tail.clone()) if run.keep else None
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What fixes a network: sizes, numerics switches, and the table of presets."""
 
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from typing import Any, Literal
 
 CamRmsClamp = Literal["none", "softmax", "all"]
@@ -93,10 +94,57 @@ class TransformerConfig:
             raise ValueError(f"incomplete transformer settings: {error}") from None
 
 
+@dataclass(frozen=True)
+class WorldConfig:
+    """A world: the network, what turns images and words into its inputs, and what an environment has to know.
+
+    image_size, grid          (height, width) in pixels and in latent cells
+    autoencoder, text         settings of `AutoencoderConfig` and `TextEncoderConfig`
+    sigmas                    noise levels of the streaming sampler, from 1 to 0
+    max_translation_m, max_rotation_rad   length of the largest twist per chunk that the world was trained on
+    first_frames              source of first frames: "rooms", or None if the user has to bring an image
+    """
+
+    name: str
+    transformer: TransformerConfig
+    autoencoder: dict[str, Any]
+    text: dict[str, Any]
+    image_size: tuple[int, int]
+    grid: tuple[int, int]
+    fps: int = 16
+    sigmas: tuple[float, ...] = (1.0, 0.960, 0.889, 0.727, 0.0)
+    max_translation_m: float = 1.0
+    max_rotation_rad: float = 0.5
+    first_frames: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.sigmas) < 2 or self.sigmas[-1] != 0 or any(a <= b for a, b in pairwise(self.sigmas)):
+            raise ValueError(f"sigmas are {self.sigmas}; they must fall strictly and end at 0")
+        for name in ("image_size", "grid"):
+            if len(getattr(self, name)) != 2 or min(getattr(self, name)) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be (height, width)")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "WorldConfig":
+        """Inverse of `to_dict`, also after a round trip through JSON; ValueError that names missing or unknown fields."""
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"unknown world settings {unknown}; known are {sorted(known)}")
+        if "transformer" in values:
+            values["transformer"] = TransformerConfig.from_dict(values["transformer"])
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"incomplete world settings: {error}") from None
+
+
 PRESETS: dict[str, TransformerConfig] = {
-    # 64 x 64 images on an 8 x 8 grid. Four heads of 64 rather than eight of 32: what a delta-rule block can remember is
-    # heads * head_dim^2 numbers, and with 64 tokens per frame 64 key directions let a frame be stored without loss.
-    "rooms": TransformerConfig(depth=8, width=256, heads=4, in_channels=32, mlp_ratio=3.0, text_width=64, text_tokens=32, input_size=8),
+    # 64 x 64 images on an 8 x 8 grid: as wide as a two-core machine can train in hours and step in well under half a second.
+    "rooms": TransformerConfig(depth=8, width=192, heads=4, in_channels=48, mlp_ratio=2.0, text_width=64, text_tokens=32, input_size=8),
     # The public checkpoints (facts/model.md section 1.1).
     "2.6b": TransformerConfig(depth=20, width=2240, heads=20, in_channels=128, mlp_ratio=3.0, text_width=2304, text_tokens=300),
 }

@@ -68,8 +68,6 @@ def short_conv(x: Tensor, weight: Tensor, spans: Spans, past: Tensor | None) -> 
 
 def last_frames(x: Tensor, past: Tensor | None, count: int = 3) -> Tensor:
     """The last `count` frames of (past, x), zeros before the beginning: the next chunk's `past`."""
-    if x.shape[1] >= count:
-        return x[:, -count:].contiguous()
-    if past is None:
-        past = x.new_zeros(x.shape[0], count, *x.shape[2:])
-    return torch.cat([past, x], 1)[:, -count:].contiguous()
+    if x.shape[1] < count:
+        x = torch.cat([x.new_zeros(x.shape[0], count, *x.shape[2:]) if past is None else past, x], 1)
+    return x[:, -count:].clone()  # a view would keep the whole chunk alive

@@ -22,7 +22,8 @@ def map_tensors(fn: Callable[..., Tensor], first: Value, *others: Value) -> Valu
     if isinstance(first, Tensor):
         return fn(first, *others)
     if isinstance(first, tuple):
-        return tuple(map_tensors(fn, *row) for row in zip(first, *others, strict=True))  # type: ignore[return-value]
+        row = [map_tensors(fn, *values) for values in zip(first, *others, strict=True)]
+        return type(first)(*row) if hasattr(first, "_fields") else tuple(row)  # type: ignore[return-value]
     if is_dataclass(first) and not isinstance(first, type):
         names = [f.name for f in fields(first)]
         return replace(first, **{n: map_tensors(fn, getattr(first, n), *(getattr(o, n) for o in others)) for n in names})
@@ -135,3 +136,27 @@ class TransformerState(Mappable):
 
     def detach(self) -> "TransformerState":
         return self.map(torch.detach)
+
+
+@dataclass(frozen=True)
+class WorldState(Mappable):
+    """One imagined session, or a batch of them, after a whole number of chunks: all that `WorldModel.step` needs.
+
+    transformer    None before the first chunk
+    image_latent   (B, C, 1, h, w), the encoded first frame
+    decoder        the autoencoder's carried tensors
+    text           keys and values of the prompts
+    intrinsics_px  (B, 4) float64 fx, fy, cx, cy in pixels of the world's images
+    c2w            (B, 4, 4) float64 pose of the newest raw frame, relative to raw frame 0
+    generators     (B, n) uint8, each row the state of a slot's own CPU noise generator
+    chunk_index    number of chunks imagined
+    """
+
+    transformer: TransformerState | None
+    image_latent: Tensor
+    decoder: tuple[Tensor, ...]
+    text: TextContext
+    intrinsics_px: Tensor
+    c2w: Tensor
+    generators: Tensor
+    chunk_index: int = 0

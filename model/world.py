@@ -1,0 +1,159 @@
+"""The world model: text encoder, autoencoder, transformer and sampler behind two pure functions, `start` and `step`.
+
+A `WorldModel` owns weights and nothing else. What a session is lies in the immutable `WorldState` that goes in and comes out.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .autoencoder import Autoencoder, AutoencoderConfig
+from .cameras import STRIDE, camera_inputs
+from .checkpoint import AUTOENCODER, TRANSFORMER, CheckpointError, load_config, load_weights, resolve_world
+from .config import WorldConfig
+from .sampler import sample_chunk
+from .state import WorldState as WorldState
+from .text import TextEncoder, TextEncoderConfig
+from .transformer import Transformer
+
+
+class WorldModel:
+    """Camera-controlled video world (paper sections 3 and 4), batch-first: every row of a batch is a session of its own.
+
+    One step imagines one chunk: `latents_per_step` latent frames, `frames_per_step` RGB frames.
+    """
+
+    def __init__(self, config: WorldConfig, transformer: Transformer, autoencoder: Autoencoder, text_encoder: TextEncoder) -> None:
+        self.config = config
+        self.transformer = transformer.eval().requires_grad_(False)
+        self.autoencoder = autoencoder.eval().requires_grad_(False)
+        self.text_encoder = text_encoder
+
+    @classmethod
+    def load(cls, world: str | Path = "rooms", device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> "WorldModel":
+        """Load a bundled world by name or a local one by folder; CheckpointError that says what is wrong otherwise."""
+        folder = resolve_world(world)
+        config = load_config(folder)
+        try:
+            with torch.device("meta"):
+                autoencoder = Autoencoder(AutoencoderConfig(**config.autoencoder))
+                transformer = Transformer(config.transformer)
+            text_encoder = TextEncoder(TextEncoderConfig(**config.text))
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
+        load_weights(transformer, folder / TRANSFORMER, dtype, device)
+        load_weights(autoencoder, folder / AUTOENCODER, dtype, device)
+        return cls(config, transformer, autoencoder, text_encoder)
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.pos_embed.device
+
+    @property
+    def latents_per_step(self) -> int:
+        return self.config.transformer.chunk
+
+    @property
+    def frames_per_step(self) -> int:
+        return STRIDE * self.latents_per_step
+
+    @torch.inference_mode()
+    def start(self, images: Tensor, intrinsics_px: Tensor, prompts: list[str], generators: list[torch.Generator]) -> WorldState:
+        """Open one session per image.
+
+        Args:
+            images: uint8 (B, H, W, 3), first frames at the world's image size.
+            intrinsics_px: (B, 4) fx, fy, cx, cy in pixels of those images.
+            prompts: B descriptions; "" for none.
+            generators: B CPU generators; their states are read, they themselves are not advanced.
+
+        Raises:
+            ValueError: where counts, sizes or dtypes do not fit.
+        """
+        batch = len(images)
+        if images.dtype != torch.uint8 or images.shape != (batch, *self.config.image_size, 3):
+            raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; wanted uint8 (B, {_joined(self.config.image_size)}, 3)")
+        if intrinsics_px.shape != (batch, 4) or len(prompts) != batch or len(generators) != batch:
+            raise ValueError(
+                f"{batch} images came with intrinsics {tuple(intrinsics_px.shape)}, {len(prompts)} prompts, {len(generators)} generators; "
+                f"wanted ({batch}, 4), {batch}, {batch}"
+            )
+        # (B, H, W, 3) -> (B, 3, 1, H, W)
+        video = images.to(self.device).permute(0, 3, 1, 2)[:, :, None].to(self.transformer.dtype) / 127.5 - 1
+        image_latent = self.autoencoder.encode(video)
+        _, decoder = self.autoencoder.decode(image_latent)
+        features, mask = self.text_encoder.encode(list(prompts))
+        return WorldState(
+            transformer=None,
+            image_latent=image_latent.float(),
+            decoder=decoder,
+            text=self.transformer.text_context(features.to(self.device), mask.to(self.device)),
+            intrinsics_px=intrinsics_px.to(self.device, torch.float64),
+            c2w=torch.eye(4, dtype=torch.float64, device=self.device).repeat(batch, 1, 1),
+            generators=torch.stack([generator.get_state() for generator in generators]),
+        )
+
+    @torch.inference_mode()
+    def step(self, state: WorldState, c2w: Tensor) -> tuple[Tensor, WorldState]:
+        """Imagine the next chunk along a camera path.
+
+        Args:
+            state: where the sessions stand; unchanged afterwards.
+            c2w: (B, frames_per_step, 4, 4) camera-to-world poses of the new raw frames, relative to raw frame 0, OpenCV axes, metres.
+
+        Returns:
+            frames uint8 (B, frames_per_step, H, W, 3) and the next state.
+        """
+        latents, after = self.generate_latents(state, c2w)
+        video, decoder = self.autoencoder.decode(latents.to(self.transformer.dtype), state.decoder)
+        frames = ((video.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return frames.permute(0, 2, 3, 4, 1).contiguous(), replace(after, decoder=decoder)
+
+    @torch.inference_mode()
+    def generate_latents(self, state: WorldState, c2w: Tensor) -> tuple[Tensor, WorldState]:
+        """`step` without the decode: the new latents (B, C, latents_per_step, h, w) and the next state, its decoder not advanced."""
+        c2w = self._checked_poses(state, c2w)
+        opens, image = state.transformer is None, state.image_latent
+        path = torch.cat([state.c2w[:, None], c2w], 1) if opens else c2w  # before the first chunk the newest pose is raw frame 0
+        camera, plucker = camera_inputs(path, state.intrinsics_px, self.config.image_size, self.config.grid, opens)
+        cameras = self.transformer.camera_context(camera, plucker, 0 if opens else state.transformer.next_frame)
+        noise, generators = self._draw(state)
+        if opens:
+            noise = torch.cat([image, noise], 2)
+        x = sample_chunk(self.transformer, noise, state.text, cameras, state.transformer, image if opens else None, self.config.sigmas)
+        after = replace(
+            state,
+            transformer=self.transformer.commit(x, state.text, cameras, state.transformer),
+            c2w=c2w[:, -1],
+            generators=generators,
+            chunk_index=state.chunk_index + 1,
+        )
+        return x[:, :, -self.latents_per_step :], after
+
+    def _draw(self, state: WorldState) -> tuple[Tensor, Tensor]:
+        """Noise (B, C, latents_per_step, h, w) and the generators' next states.
+
+        Drawn slot by slot on the CPU, so that a session's noise depends neither on its neighbours nor on the device.
+        """
+        shape = (self.config.transformer.in_channels, self.latents_per_step, *self.config.grid)
+        drawn, states, generator = [], [], torch.Generator()
+        for row in state.generators.cpu():
+            generator.set_state(row.clone())
+            drawn.append(torch.randn(shape, generator=generator))
+            states.append(generator.get_state())
+        return torch.stack(drawn).to(self.device), torch.stack(states)
+
+    def _checked_poses(self, state: WorldState, c2w: Tensor) -> Tensor:
+        wanted = (len(state.image_latent), self.frames_per_step, 4, 4)
+        if c2w.shape != wanted:
+            raise ValueError(f"poses are {tuple(c2w.shape)}; wanted {wanted}")
+        c2w = c2w.to(self.device, torch.float64)
+        if not c2w.isfinite().all():
+            raise ValueError("poses hold NaN or infinite numbers")
+        return c2w
+
+
+def _joined(size: tuple[int, int]) -> str:
+    return ", ".join(map(str, size))
