@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from gymnasium.envs.registration import register
 
 if TYPE_CHECKING:
+    from sana_wm_env.model.world import WorldModel
+
     from .actions import keys_to_path
     from .env import SanaWMEnv
-    from .model.world import WorldModel
     from .recorder import RecordChunks
     from .rooms.env import RoomsEnv
 

@@ -56,6 +56,7 @@ class CameraEnv(gym.Env[Frames, NDArray[np.float32]]):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array", "rgb_array_list"], "render_fps": FPS}  # noqa: RUF012 (Gymnasium's own type)
     reset_options: ClassVar[tuple[str, ...]]
+    refused_options: ClassVar[dict[str, str]] = {}  # what a user may well try, and why it makes no sense here
 
     def __init__(
         self,
@@ -75,14 +76,14 @@ class CameraEnv(gym.Env[Frames, NDArray[np.float32]]):
                 " ('human' works through gymnasium.make, which adds a window)"
             )
         for name, value in {"max_translation_m": max_translation_m, "max_rotation_rad": max_rotation_rad}.items():
-            if not (np.isscalar(value) and np.isfinite(value) and value > 0):
+            if not 0 < value < np.inf:
                 raise ValueError(f"got {name}={value!r}; wanted a positive number")
         self.world, self.image_size = world, (int(image_size[0]), int(image_size[1]))
         self.obs_mode, self.render_mode = obs_mode, render_mode
         self.max_translation_m, self.max_rotation_rad = float(max_translation_m), float(max_rotation_rad)
         shape = (*self.image_size, 3) if obs_mode == "last" else (CHUNK_FRAMES, *self.image_size, 3)
         self.observation_space = gym.spaces.Box(0, 255, shape, np.uint8)
-        self.action_space = action_space()
+        self.action_space: gym.spaces.Box = action_space()  # type: ignore[assignment]
         self._episode: Episode | None = None
         self._unseen: list[Frames] = []  # what `render` returns next
         self._closed = False
@@ -149,8 +150,10 @@ class CameraEnv(gym.Env[Frames, NDArray[np.float32]]):
         if not isinstance(options or {}, Mapping):
             raise ValueError(f"got options of type {type(options).__name__}; wanted a dict")
         given = dict(options or {})
-        if unknown := [key for key in given if key not in self.reset_options]:
-            raise ValueError(f"got the reset option {unknown[0]!r}; wanted keys out of {', '.join(self.reset_options)}")
+        for key in given:
+            if key not in self.reset_options:
+                reason = f" ({self.refused_options[key]})" if key in self.refused_options else ""
+                raise ValueError(f"got the reset option {key!r}{reason}; wanted keys out of {', '.join(self.reset_options)}")
         return given
 
     def _require_open(self) -> None:

@@ -112,6 +112,7 @@ class RoomsEnv(CameraEnv, gym.utils.EzPickle):
     """
 
     reset_options = ("scene_seed", "intrinsics")
+    refused_options = dict.fromkeys(("image", "prompt"), "this environment renders rooms and imagines nothing")
 
     def __init__(
         self,
@@ -135,22 +136,16 @@ class RoomsEnv(CameraEnv, gym.utils.EzPickle):
         )
         self.device = device
 
-    def _known(self, options: Any) -> dict[str, Any]:
-        for key in ("image", "prompt"):
-            if key in (options or {}):
-                raise ValueError(f"got the reset option {key!r}; this environment renders rooms and imagines nothing: pass 'scene_seed'")
-        return super()._known(options)
-
     def _prepare(self, options: dict[str, Any]) -> tuple[int | None, Array]:
         seed = options.get("scene_seed")
         if seed is not None and not (isinstance(seed, int | np.integer) and seed >= 0):
             raise ValueError(f"got scene_seed={seed!r}; wanted a whole number from 0")
         intrinsics = options.get("intrinsics", default_intrinsics(self.image_size))
-        return seed, check_intrinsics(intrinsics, self.image_size)
+        return None if seed is None else int(seed), check_intrinsics(intrinsics, self.image_size)
 
     def _start(self, prepared: tuple[int | None, Array], seeds: Seeds) -> tuple[Frames, Array, Room]:
         seed, intrinsics = prepared
-        room = open_room(held_out_room(seeds.room) if seed is None else int(seed), self.device)
+        room = open_room(held_out_room(seeds.room) if seed is None else seed, self.device)
         return look(room, np.eye(4)[None], intrinsics, self.image_size)[0], intrinsics, room
 
     def _advance(self, episode: Episode, c2w: Array) -> tuple[Frames, Array, Room]:

@@ -1,0 +1,199 @@
+"""`SanaWM-v0`: one imagined world. Read next: `model/world.py`, which imagines it."""
+
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from sana_wm_env.model.checkpoint import load_config, resolve_world
+from sana_wm_env.model.image import fit_image, read_image
+from sana_wm_env.model.world import WorldModel, WorldState
+
+from .base import CameraEnv, Episode, Frames, Seeds
+from .camera import Array, check_intrinsics
+from .rooms import default_intrinsics
+from .rooms.env import held_out_room, look, open_room
+
+
+class FirstFrame(NamedTuple):
+    """What an episode starts from: uint8 (H, W, 3), (4,) in its pixels, a description of the scene."""
+
+    image: Frames
+    intrinsics_px: Array
+    prompt: str
+
+
+class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
+    """A world that a video model imagines while you move a camera through it.
+
+    ## Description
+
+    One `step` moves the camera for one chunk: 3 latent frames,
+    24 RGB frames, 1.5 seconds at 16 frames per second. The model is SANA-WM ([arXiv:2605.15178](https://arxiv.org/abs/2605.15178));
+    the world that is bundled with this package is a small one, trained on procedural rooms, that runs on a CPU.
+
+    `SanaWM-Rooms-v0` renders those rooms exactly: reset with the same seed it starts from the same first frame.
+
+    ## Action Space
+
+    `Box(-1, 1, (6,), float32)`: the body twist of the chunk. The camera moves with constant velocity in its own frame: frame i of the
+    24 has the pose `c2w @ exp(i / 24 * twist)`. Axes are OpenCV's: x right, y down, z forward. A zero action keeps the pose exactly.
+
+    | Num | Action        | 1 stands for                       |
+    |-----|---------------|------------------------------------|
+    | 0   | move right    | `max_translation_m` metres         |
+    | 1   | move down     | `max_translation_m` metres         |
+    | 2   | move forward  | `max_translation_m` metres         |
+    | 3   | look up       | `max_rotation_rad` radians         |
+    | 4   | turn right    | `max_rotation_rad` radians         |
+    | 5   | roll clockwise | `max_rotation_rad` radians        |
+
+    Metres are nominal: as metric as the poses that the world was trained with. An action outside the box is refused, not clipped.
+
+    ## Observation Space
+
+    `obs_mode="chunk"`: `uint8 (24, H, W, 3)`, every new frame in order. At reset the first frame fills the chunk.
+    `obs_mode="last"`: `uint8 (H, W, 3)`, the newest frame, which is what image policies expect.
+
+    `info` has the same keys at reset and step, with fresh arrays:
+
+    | Key             | Type               | Meaning                                                             |
+    |-----------------|--------------------|---------------------------------------------------------------------|
+    | `c2w`           | float64 (24, 4, 4) | camera-to-world of each frame relative to the first frame, metres   |
+    | `intrinsics_px` | float64 (3, 3)     | in pixels of the observed frames                                    |
+    | `n_new_frames`  | int                | 1 at reset, then 24; joining the new ones gives the whole video     |
+    | `chunk_index`   | int                | chunks since the reset                                              |
+    | `world`         | str                | name of the world                                                   |
+
+    ## Rewards
+
+    0.0 at every step: this id has no task.
+
+    ## Starting State
+
+    The world bundled with this package starts from a room drawn by the environment's own generator (never one seen in training), with
+    its description as the prompt. `reset(options=...)` takes
+
+    | Option       | Type                      | Meaning                                                                   |
+    |--------------|---------------------------|---------------------------------------------------------------------------|
+    | `image`      | uint8 (H0, W0, 3) or path | the first frame; scaled to cover the observed size, then centre-cropped   |
+    | `intrinsics` | (4,) or (3, 3)            | fx, fy, cx, cy in pixels of that image; needed with `image`               |
+    | `prompt`     | str                       | describes the scene, not the camera                                       |
+
+    An unknown option is refused, and so is anything malformed, before anything changes.
+
+    ## Episode End
+
+    Never terminates by itself; `gymnasium.make` truncates after 40 chunks (one minute).
+
+    ## Arguments
+
+    | Parameter           | Type  | Default        | Description                                                       |
+    |---------------------|-------|----------------|-------------------------------------------------------------------|
+    | `world`             | str   | `"rooms"`      | name of a bundled world, or the folder of a trained one           |
+    | `device`            | str   | `"cpu"`        | where the model runs                                              |
+    | `obs_mode`          | str   | `"chunk"`      | `"chunk"` or `"last"`                                             |
+    | `render_mode`       | str   | `None`         | `"rgb_array"` (newest frame) or `"rgb_array_list"` (every frame since the last call) |
+    | `max_translation_m` | float | from the world | metres per chunk that an action of 1 stands for                   |
+    | `max_rotation_rad`  | float | from the world | radians per chunk that an action of 1 stands for                  |
+
+    ## Vectorized Environment
+
+    `gymnasium.make_vec("SanaWM-v0", num_envs=4)` runs copies, each with its own weights.
+
+    ## Version History
+
+    * v0: first version.
+
+    ## Citation
+
+    SANA-WM, arXiv:2605.15178.
+    """
+
+    reset_options = ("image", "intrinsics", "prompt")
+
+    def __init__(
+        self,
+        world: str = "rooms",
+        device: str = "cpu",
+        obs_mode: str = "chunk",
+        render_mode: str | None = None,
+        max_translation_m: float | None = None,
+        max_rotation_rad: float | None = None,
+    ):
+        gym.utils.EzPickle.__init__(self, world, device, obs_mode, render_mode, max_translation_m, max_rotation_rad)
+        self._folder, self._device = resolve_world(world), device
+        config = load_config(self._folder)
+        super().__init__(
+            world=config.name,
+            image_size=config.image_size,
+            obs_mode=obs_mode,
+            render_mode=render_mode,
+            max_translation_m=config.max_translation_m if max_translation_m is None else max_translation_m,
+            max_rotation_rad=config.max_rotation_rad if max_rotation_rad is None else max_rotation_rad,
+        )
+
+    @cached_property
+    def model(self) -> WorldModel:
+        """The weights, loaded at the first reset: making an environment touches no GPU, so that workers can still be forked."""
+        if torch.device(self._device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(
+                f"got device={self._device!r}; torch {torch.__version__} sees no CUDA device: use device='cpu', or a CUDA build"
+            )
+        return WorldModel.load(self._folder, self._device)
+
+    def close(self) -> None:
+        """Frees weights and episode. A second call does nothing; reset and step refuse afterwards."""
+        super().close()
+        self.__dict__.pop("model", None)
+
+    def _prepare(self, options: dict[str, Any]) -> FirstFrame | str | None:
+        """The user's first frame; or only a prompt; or None for a drawn room with its own description."""
+        first_frames = self.model.config.first_frames  # loads the weights: what fails, fails before anything changes
+        prompt = options.get("prompt")
+        if prompt is not None and not isinstance(prompt, str):
+            raise ValueError(f"got a prompt of type {type(prompt).__name__}; wanted a str that describes the scene")
+        if options.get("image") is not None:
+            image = read_image(options["image"])
+            intrinsics = _intrinsics_of(image, options.get("intrinsics"))
+            return FirstFrame(*fit_image(image, intrinsics, self.image_size), prompt or "")
+        if options.get("intrinsics") is not None:
+            raise ValueError("got intrinsics without an image; they are those of the image that options['image'] gives")
+        if first_frames != "rooms":
+            raise ValueError(
+                f"got no image; the world {self.world!r} has no first frames of its own, "
+                "wanted reset(options={'image': array or path, 'intrinsics': (fx, fy, cx, cy)})"
+            )
+        return prompt
+
+    def _start(self, prepared: FirstFrame | str | None, seeds: Seeds) -> tuple[Frames, Array, WorldState]:
+        first = prepared if isinstance(prepared, FirstFrame) else self._drawn(seeds.room, prepared)
+        state = self.model.start(
+            torch.from_numpy(first.image)[None],
+            torch.from_numpy(first.intrinsics_px)[None],
+            [first.prompt],
+            [torch.Generator().manual_seed(seeds.noise)],
+        )
+        return first.image, first.intrinsics_px, state
+
+    def _advance(self, episode: Episode, c2w: Array) -> tuple[Frames, Array, WorldState]:
+        frames, state = self.model.step(episode.state, torch.from_numpy(c2w)[None])
+        return frames[0].cpu().numpy(), c2w, state
+
+    def _drawn(self, draw: int, prompt: str | None) -> FirstFrame:
+        room = open_room(held_out_room(draw))
+        intrinsics = np.array(default_intrinsics(self.image_size), np.float64)
+        image = look(room, np.eye(4)[None], intrinsics, self.image_size)[0]
+        return FirstFrame(image, intrinsics, room.caption if prompt is None else prompt)
+
+
+def _intrinsics_of(image: Frames, intrinsics: Any) -> Array:
+    size = (image.shape[0], image.shape[1])
+    if intrinsics is None:
+        raise ValueError(
+            f"got an image without intrinsics; wanted options['intrinsics'] = (fx, fy, cx, cy) in its pixels. If you know the horizontal "
+            f"field of view: sana_wm_env.camera.intrinsics_from_fov(({size[0]}, {size[1]}), fov_deg=65)"
+        )
+    return check_intrinsics(intrinsics, size)
