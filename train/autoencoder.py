@@ -1,6 +1,6 @@
 """Stage 1: the causal video autoencoder, on groups of frames from rooms."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -8,20 +8,29 @@ from torch import Tensor, nn
 
 from sana_wm_env.model.autoencoder import TEMPORAL_STRIDE, Autoencoder, AutoencoderConfig, group
 
-from .data import CLIP_FRAMES, CLIPS_PER_SHARD, read_shard, shard_path, write_shards
-from .loop import LoopConfig, train
+from .data import read_shard, shard_path, write_shards
+from .loop import LoopConfig, start_processes, train
+from .optim import rank
 
 NOISE = 0.1
 
 
 @dataclass(frozen=True)
 class AutoencoderStageConfig:
-    """Trains the autoencoder of a world; see LoopConfig for what all stages share."""
+    """Trains the autoencoder of a world; see LoopConfig for what all stages share.
 
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(out=Path("runs/rooms/autoencoder"), steps=2000, batch=16))
+    Attributes:
+        world: name of the world; the run lives in runs/WORLD/autoencoder.
+        runs: folder of all runs.
+        shards: shards of rooms to train on, rendered into runs/data where they are missing.
+        size: height and width of the frames.
+    """
+
+    world: str = "rooms"
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1000))
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    data: Path = Path("runs/data")
-    shards: int = 96
+    runs: Path = Path("runs")
+    shards: int = 64
     size: tuple[int, int] = (64, 64)
 
 
@@ -33,18 +42,17 @@ class AutoencoderStage:
 
     def __init__(self, config: AutoencoderStageConfig):
         self.config, self.model = config, Autoencoder(config.model).to(config.loop.device, memory_format=torch.channels_last)
-        self.clips = [read_shard(shard_path(config.data, index)).frames for index in range(config.shards)]
+        self.clips = [read_shard(shard_path(config.runs / "data", index)).frames for index in range(config.shards)]
 
     def draw(self, batch: int, generator: torch.Generator, groups: int = 3) -> Tensor:
         """(batch, groups, 24, H, W) in [-1, 1] from random clips and places."""
         device = self.config.loop.device
         rows = []
         for _ in range(batch):
-            shard, clip, start, still = (
-                int(torch.randint(high, (), generator=generator, device=device))
-                for high in (len(self.clips), CLIPS_PER_SHARD, CLIP_FRAMES - TEMPORAL_STRIDE * groups + 1, 2)
-            )
-            frames = self.clips[shard][clip, start : start + TEMPORAL_STRIDE * groups]
+            clips = self.clips[int(torch.randint(len(self.clips), (), generator=generator, device=device))]
+            latest = clips.shape[1] - TEMPORAL_STRIDE * groups
+            clip, start, still = (int(torch.randint(high, (), generator=generator, device=device)) for high in (len(clips), latest + 1, 2))
+            frames = clips[clip, start : start + TEMPORAL_STRIDE * groups]
             if still:
                 frames = torch.cat(
                     [frames[TEMPORAL_STRIDE - 1 : TEMPORAL_STRIDE].expand(TEMPORAL_STRIDE, -1, -1, -1), frames[TEMPORAL_STRIDE:]]
@@ -78,10 +86,27 @@ class AutoencoderStage:
 
 def run(config: AutoencoderStageConfig) -> None:
     """Trains, then measures the normalisation of the latents and writes the result beside the checkpoint."""
-    write_shards(config.data, range(config.shards), config.size, config.loop.device)
-    stage = AutoencoderStage(config)
-    model = train(stage, config.loop)
+    start_processes()
+    write_shards(config.runs / "data", range(config.shards), config.size, config.loop.device)
+    stage, out = AutoencoderStage(config), config.runs / config.world / "autoencoder"
+    model = train(stage, config.loop, out)
+    if rank() > 0:
+        return
     with torch.no_grad():
         groups = stage.draw(256, torch.Generator(config.loop.device).manual_seed(2), groups=1)
         model.fit_normalisation(torch.cat([model.encode_groups(part) for part in groups.split(16)]))
-    torch.save(model.state_dict(), Path(config.loop.out) / "autoencoder.pt")
+    torch.save({"config": asdict(config.model), "weights": model.state_dict()}, result_path(out))
+
+
+def result_path(out: Path) -> Path:
+    return Path(out) / "autoencoder.pt"
+
+
+def load_trained(out: Path, device: str) -> Autoencoder:
+    """The autoencoder that the stage left in its folder. Raises FileNotFoundError that says what to run first."""
+    if not result_path(out).exists():
+        raise FileNotFoundError(f"{result_path(out)} does not exist: run `sana-wm train autoencoder` first")
+    saved = torch.load(result_path(out), map_location=device, weights_only=True)
+    model = Autoencoder(AutoencoderConfig(**saved["config"])).to(device, memory_format=torch.channels_last)
+    model.load_state_dict(saved["weights"])
+    return model.eval().requires_grad_(False)

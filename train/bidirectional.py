@@ -10,13 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sana_wm_env.model.config import TransformerConfig, preset
+from sana_wm_env.model.autoencoder import TEMPORAL_STRIDE
+from sana_wm_env.model.config import preset
+from sana_wm_env.model.execution import Rule
+from sana_wm_env.model.sampler import STREAMING_SIGMAS, euler
 from sana_wm_env.model.text import TextEncoderConfig
-from sana_wm_env.model.transformer import Rule, Transformer
+from sana_wm_env.model.transformer import Transformer
 
-from .latents import LatentClips, Window
+from .autoencoder import load_trained
+from .data import write_shards
+from .latents import LatentClips, Window, encode_shards
 from .levels import LEVELS, logit_normal, sigma_of
-from .loop import LoopConfig, load_average, train
+from .loop import LoopConfig, load_average, start_processes, train
 
 IMAGE_GIVEN = 0.9
 
@@ -26,17 +31,20 @@ class FlowConfig:
     """What the stages of the transformer share.
 
     Attributes:
+        world: name of a preset; the run lives in runs/WORLD/STAGE.
         loop: steps, batch, rates, see LoopConfig.
-        start: folder of the run whose averaged weights this stage begins with (None: from scratch).
+        start: stage whose averaged weights this one begins with ("": from scratch).
+        runs: folder of all runs; data are rendered into runs/data and encoded by the autoencoder of runs/WORLD/autoencoder.
+        shards: shards of rooms to train on.
         frames: latent frames per clip, 3k + 1.
         shift: flow shift of the noise levels.
     """
 
-    loop: LoopConfig
-    start: Path | None = None
-    model: TransformerConfig = field(default_factory=lambda: preset("rooms"))
+    world: str = "rooms"
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    start: str = ""
     text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
-    data: Path = Path("runs/data")
+    runs: Path = Path("runs")
     shards: int = 64
     size: tuple[int, int] = (64, 64)
     frames: int = 4
@@ -47,7 +55,7 @@ class FlowConfig:
 class BidirectionalConfig(FlowConfig):
     """Trains the bidirectional model of a world."""
 
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(out=Path("runs/rooms/bidirectional"), steps=2000, batch=16))
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1000))
 
 
 class FlowStage:
@@ -57,11 +65,15 @@ class FlowStage:
 
     def __init__(self, config: FlowConfig):
         torch.manual_seed(config.loop.seed)
-        self.config, self.model = config, Transformer(config.model)
+        self.config, self.model = config, Transformer(preset(config.world))
+        home, data, device = config.runs / config.world, config.runs / "data", config.loop.device
         if config.start:
-            self.model.load_state_dict(load_average(config.start))
-        self.model.to(config.loop.device)
-        self.clips = LatentClips(config.data, config.shards, config.size, config.text, config.loop.device)
+            self.model.load_state_dict(load_average(home / config.start))
+        self.model.to(device)
+        self.autoencoder = load_trained(home / "autoencoder", device)
+        write_shards(data, range(config.shards), config.size, device)
+        encode_shards(data, range(config.shards), self.autoencoder, device)
+        self.clips = LatentClips(data, config.shards, config.size, config.text, config.loop.device)
 
     def levels(self, batch: int, frames: int, generator: torch.Generator) -> Tensor:
         """Level indices (B, T): one per clip."""
@@ -87,9 +99,26 @@ class FlowStage:
         cameras = model.camera_context(window.camera, window.plucker)
         return model(noisy, timestep, text, cameras, rule=self.rule)
 
-    def preview(self, model: nn.Module) -> Tensor | None:
-        return None
+    @torch.no_grad()
+    def preview(self, model: nn.Module) -> Tensor:
+        """Four clips: the true last frame of each latent frame above the one sampled in a few steps."""
+        device = self.config.loop.device
+        window = self.clips.draw(4, self.config.frames, torch.Generator(device).manual_seed(1), text_drop=0.0)
+        noise = torch.randn(window.latents.shape, generator=torch.Generator(device).manual_seed(2), device=device)
+        sampled = self.sample(model, window, noise)
+        pictures = [self.autoencoder.decode(latents)[0][:, :, ::TEMPORAL_STRIDE] for latents in (window.latents, sampled)]
+        both = torch.stack(pictures, 1).clamp(-1, 1)  # (4, 2, 3, T, H, W)
+        picture = both.permute(2, 0, 1, 4, 3, 5).flatten(1, 3).flatten(2, 3)  # (3, 4*2*H, T*W)
+        return ((picture + 1) * 127.5).round().to(torch.uint8).cpu()
+
+    def sample(self, model: nn.Module, window: Window, noise: Tensor) -> Tensor:
+        """Latents like `noise` (B, C, T, h, w), by the streaming sampler's few levels under this stage's rule."""
+        text = model.text_context(window.text, window.text_mask)
+        cameras = model.camera_context(window.camera, window.plucker)
+        return euler(lambda x, t: model(x, t, text, cameras, rule=self.rule), noise, STREAMING_SIGMAS, window.latents[:, :, :1])
 
 
 def run(config: BidirectionalConfig) -> None:
-    train(FlowStage(config), config.loop)
+    """Trains to config.loop.steps, or resumes."""
+    start_processes()
+    train(FlowStage(config), config.loop, config.runs / config.world / "bidirectional")

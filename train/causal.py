@@ -5,7 +5,6 @@ chunks stay in the loss, where they only add a constant.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,15 +13,15 @@ from sana_wm_env.model.execution import chunk_sizes
 
 from .bidirectional import FlowConfig, FlowStage
 from .levels import chunk_levels
-from .loop import LoopConfig, train
+from .loop import LoopConfig, start_processes, train
 
 
 @dataclass(frozen=True)
 class CausalConfig(FlowConfig):
     """Trains the chunk-causal model of a world, from the bidirectional one."""
 
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(out=Path("runs/rooms/causal"), steps=1000, batch=16))
-    start: Path | None = Path("runs/rooms/bidirectional")
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=500))
+    start: str = "bidirectional"
     frames: int = 7
 
 
@@ -31,10 +30,12 @@ class CausalStage(FlowStage):
 
     def levels(self, batch: int, frames: int, generator: torch.Generator) -> Tensor:
         """Level indices (B, T), constant within a chunk."""
-        sizes = torch.tensor(chunk_sizes(frames, self.config.model.chunk))
+        sizes = torch.tensor(chunk_sizes(frames, self.model.config.chunk))
         rows = [chunk_levels(len(sizes), generator).repeat_interleave(sizes) for _ in range(batch)]
         return torch.stack(rows).to(generator.device)
 
 
 def run(config: CausalConfig) -> None:
-    train(CausalStage(config), config.loop)
+    """Trains to config.loop.steps, or resumes."""
+    start_processes()
+    train(CausalStage(config), config.loop, config.runs / config.world / "causal")

@@ -19,6 +19,8 @@ from sana_wm_env.rooms import FOCAL, HELD_OUT, paths
 from sana_wm_env.rooms.render import render
 from sana_wm_env.rooms.scene import sample_scenes
 
+from .optim import barrier, rank, world_size
+
 CLIPS_PER_SHARD = 32
 CLIP_CHUNKS = 4
 CLIP_FRAMES = 1 + CLIP_CHUNKS * paths.CHUNK_FRAMES
@@ -51,10 +53,11 @@ def shard_path(folder: Path, index: int) -> Path:
 
 
 def write_shards(folder: Path, indices: range, size: tuple[int, int], device: str = "cpu") -> None:
-    """Renders the shards that are not there yet. A half-written file never bears a shard's name."""
+    """Renders the shards that are not there yet, shared among the processes. A half-written file never bears a shard's name."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [index for index in indices if not shard_path(folder, index).exists()]
-    for index in tqdm(missing, desc="rendering rooms", unit="shard", disable=not missing):
+    barrier()
+    for index in tqdm(missing[rank() :: world_size()], desc="rendering rooms", unit="shard", disable=not missing):
         seeds = list(range(index * CLIPS_PER_SHARD, (index + 1) * CLIPS_PER_SHARD))
         if seeds[-1] >= HELD_OUT:
             raise ValueError(f"shard {index} would use held-out rooms; shards up to {HELD_OUT // CLIPS_PER_SHARD - 1} are for training")
@@ -63,6 +66,7 @@ def write_shards(folder: Path, indices: range, size: tuple[int, int], device: st
         part = shard_path(folder, index).with_suffix(".part")
         save_file(tensors, part, metadata={"captions": "\n".join(clips.captions)})
         part.rename(shard_path(folder, index))
+    barrier()
 
 
 def read_shard(path: Path) -> Clips:

@@ -6,31 +6,42 @@ score models. A regression blurs what the past leaves open; it does not blur wha
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sana_wm_env.model.execution import chunk_spans
-from sana_wm_env.model.sampler import STREAMING_SIGMAS
+from sana_wm_env.model.sampler import STREAMING_SIGMAS, frame_timesteps, sample_chunk
 
 from .bidirectional import FlowConfig, FlowStage
-from .levels import LEVELS
-from .loop import LoopConfig, train
+from .latents import Window
+from .loop import LoopConfig, start_processes, train
+from .optim import rank
+from .pack import PackConfig, pack
 
 
 @dataclass(frozen=True)
 class DistillConfig(FlowConfig):
     """Trains the few-step streaming model of a world, from the chunk-causal one. sigmas: noise levels of the sampler, ending at 0."""
 
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(out=Path("runs/rooms/distill"), steps=500, batch=16))
-    start: Path | None = Path("runs/rooms/causal")
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=300))
+    start: str = "causal"
     frames: int = 10
     sigmas: tuple[float, ...] = STREAMING_SIGMAS
 
 
 class DistillStage(FlowStage):
     config: DistillConfig
+
+    def sample(self, model: nn.Module, window: Window, noise: Tensor) -> Tensor:
+        """Latents like `noise`, chunk by chunk on the model's own past, exactly as the environment samples them."""
+        text, state, chunks = model.text_context(window.text, window.text_mask), None, []
+        for begin, end in chunk_spans(noise.shape[2], self.model.config.chunk):
+            cameras = model.camera_context(window.camera[:, begin:end], window.plucker[:, :, begin:end], begin)
+            image = window.latents[:, :, :1] if state is None else None
+            chunks.append(sample_chunk(model, noise[:, :, begin:end], text, cameras, state, image, self.config.sigmas))
+            state = model.commit(chunks[-1], text, cameras, state)
+        return torch.cat(chunks, 2)
 
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         window = self.clips.draw(batch, self.config.frames, generator)
@@ -39,15 +50,14 @@ class DistillStage(FlowStage):
         exit_step = int(torch.randint(len(sigmas) - 1, (), generator=torch.Generator().manual_seed(generator.initial_seed() // 4096)))
         text = self.model.text_context(window.text, window.text_mask)
         state, losses = None, []
-        for begin, end in chunk_spans(self.config.frames, self.config.model.chunk):
+        for begin, end in chunk_spans(self.config.frames, self.model.config.chunk):
             truth = window.latents[:, :, begin:end].contiguous()
             cameras = self.model.camera_context(window.camera[:, begin:end], window.plucker[:, :, begin:end], begin)
             given = 1 if state is None else 0
             x = torch.randn(truth.shape, generator=generator, device=device)
             x[:, :, :given] = truth[:, :, :given]
             for call in range(exit_step + 1):
-                timestep = torch.full(truth.shape[:1] + truth.shape[2:3], LEVELS * sigmas[call], device=device)
-                timestep[:, :given] = 0
+                timestep = frame_timesteps(sigmas[call], x, truth[:, :, :given] if given else None)
                 with torch.set_grad_enabled(call == exit_step):
                     velocity = self.model.stream(x, timestep, text, cameras, state)
                 step = sigmas[call] - (sigmas[call + 1] if call < exit_step else 0.0)
@@ -60,4 +70,10 @@ class DistillStage(FlowStage):
 
 
 def run(config: DistillConfig) -> None:
-    train(DistillStage(config), config.loop)
+    """Trains to config.loop.steps, or resumes, and packs the result as a world folder, runs/WORLD/world."""
+    start_processes()
+    home = config.runs / config.world
+    stage = DistillStage(config)
+    train(stage, config.loop, home / "distill")
+    if rank() == 0:
+        pack(PackConfig(config.world, config.runs))

@@ -13,6 +13,7 @@ from sana_wm_env.model.cameras import camera_inputs
 from sana_wm_env.model.text import TextEncoder, TextEncoderConfig
 
 from .data import Clips, read_shard, shard_path
+from .optim import barrier, rank, world_size
 
 
 @dataclass(frozen=True)
@@ -71,15 +72,17 @@ class LatentClips:
 
 @torch.inference_mode()
 def encode_shards(folder: Path, indices: range, autoencoder: Autoencoder, device: str = "cpu") -> None:
-    """Writes the latents of shards that have none yet, half precision, beside them."""
+    """Writes the latents of shards that have none yet, half precision, beside them, shared among the processes."""
     missing = [index for index in indices if not _latent_path(folder, index).exists()]
-    for index in tqdm(missing, desc="encoding rooms", unit="shard", disable=not missing):
+    barrier()
+    for index in tqdm(missing[rank() :: world_size()], desc="encoding rooms", unit="shard", disable=not missing):
         clips = read_shard(shard_path(folder, index))
         stills, moving = zip(*(_encode(clips, row, autoencoder, device) for row in range(len(clips.captions))), strict=True)
         path = _latent_path(folder, index)
         tensors = {"stills": torch.stack(stills), "moving": torch.stack(moving), "c2w": clips.c2w, "intrinsics_px": clips.intrinsics_px}
         save_file(tensors, path.with_suffix(".part"))
         path.with_suffix(".part").rename(path)
+    barrier()
 
 
 def _encode(clips: Clips, row: int, autoencoder: Autoencoder, device: str) -> tuple[Tensor, Tensor]:
@@ -87,7 +90,8 @@ def _encode(clips: Clips, row: int, autoencoder: Autoencoder, device: str) -> tu
     video = clips.frames[row].to(device).permute(3, 0, 1, 2).float()[None] / 127.5 - 1  # (1, 3, F, H, W)
     stills = group(video[:, :, ::TEMPORAL_STRIDE].repeat_interleave(TEMPORAL_STRIDE, 2))
     moving = autoencoder.encode(video)[0].transpose(0, 1)
-    return autoencoder.normalise(autoencoder.encode_groups(stills))[0].half().cpu(), moving.half().cpu()
+    stills = autoencoder.normalise(autoencoder.encode_groups(stills))[0]
+    return stills.half().cpu().contiguous(), moving.half().cpu().contiguous()
 
 
 def _latent_path(folder: Path, index: int) -> Path:

@@ -24,7 +24,6 @@ class LoopConfig:
     """What all stages share.
 
     Attributes:
-        out: folder of the run (checkpoint, TensorBoard events); a run found there is resumed.
         steps: optimiser steps of the whole run; may be raised on resume only before the learning rate has begun to fall.
         batch: samples per step over all processes.
         seed: of the parameters and of the data order.
@@ -33,7 +32,6 @@ class LoopConfig:
         preview: steps between sample pictures (0 for none).
     """
 
-    out: Path
     steps: int = 1000
     batch: int = 16
     seed: int = 0
@@ -58,18 +56,24 @@ class Stage(Protocol):
         ...
 
 
-def train(stage: Stage, config: LoopConfig) -> nn.Module:
-    """Trains (or resumes) to config.steps and returns the model with its averaged weights. SIGTERM and Ctrl-C save, then end the run."""
+def train(stage: Stage, config: LoopConfig, out: Path) -> nn.Module:
+    """Trains to config.steps and returns the model with its averaged weights. SIGTERM and Ctrl-C save, then end the run.
+
+    Args:
+        stage: model and loss.
+        config: steps, rates, device.
+        out: folder of the run (checkpoint, TensorBoard events); a run found there is resumed.
+    """
     if not config.batch > 0 or config.batch % world_size():
         raise ValueError(f"batch {config.batch} does not divide among {world_size()} processes; give a multiple of {world_size()}")
     torch.manual_seed(config.seed)
     model, optimiser = stage.model, optimisers(stage.model, config.optim)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    path = Path(config.out) / "checkpoint.pt"
+    path = out / "checkpoint.pt"
     step, seconds = _resume(path, model, optimiser, average, config)
     stop = _catch_sigterm()
-    writer = _writer(config.out)
-    bar = tqdm(total=config.steps, initial=step, desc=Path(config.out).name, unit="step", disable=rank() > 0, smoothing=0.05)
+    writer = _writer(out)
+    bar = tqdm(total=config.steps, initial=step, desc=out.name, unit="step", disable=rank() > 0, smoothing=0.05)
     began = saved = time.monotonic()
     while step < config.steps and not stop.asked():
         generator = torch.Generator(config.device).manual_seed(((config.seed * 1_000_003 + step) * 4096 + rank()) % 2**63)

@@ -88,6 +88,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
 @torch.no_grad()
 def average_gradients(model: nn.Module) -> None:
     """Mean of the gradients over all processes, in one message. A parameter that a step did not use counts as zero gradient."""

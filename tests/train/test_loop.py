@@ -1,0 +1,94 @@
+"""The loop: what is interrupted goes on as if it had not been; Muon orthogonalises."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from sana_wm_env.train.loop import LoopConfig, load_average, train
+from sana_wm_env.train.optim import OptimConfig, optimisers, orthogonalise, schedule
+
+
+class Regression:
+    """A small network that learns a fixed matrix from noise drawn with the loop's generator."""
+
+    def __init__(self, broken_at: float = float("inf")):
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(32, 32), nn.SiLU(), nn.Linear(32, 32))
+        self.target = 0.1 * torch.randn(32, 32)
+        self.seen, self.broken_at = [], broken_at
+
+    def loss(self, batch, generator):
+        x = torch.randn(batch, 32, generator=generator)
+        loss = (self.model(x) - x @ self.target).square().mean()
+        self.seen.append(loss.item())
+        return loss * (float("nan") if len(self.seen) > self.broken_at else 1.0), {}
+
+    def preview(self, model):
+        return None
+
+
+def run(out: Path, steps: int, total: int = 40) -> list[float]:
+    """Trains `steps` of `total` and stops the way SIGTERM does."""
+    stage = Regression()
+    original = stage.loss
+
+    def loss(batch, generator):
+        if len(stage.seen) == steps - 1:
+            import signal
+
+            signal.raise_signal(signal.SIGTERM)
+        return original(batch, generator)
+
+    stage.loss = loss
+    config = LoopConfig(steps=total, batch=8, preview=0, optim=OptimConfig(lr=0.02, warmup=2))
+    if steps < total:
+        with pytest.raises(SystemExit, match="the same command resumes"):
+            train(stage, config, out)
+    else:
+        train(stage, config, out)
+    return stage.seen
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path):
+    whole = run(tmp_path / "whole", 1000)
+    first = run(tmp_path / "parts", 15)
+    rest = run(tmp_path / "parts", 1000)
+    assert len(first) == 15 and first + rest == whole
+    assert whole[-1] < 0.7 * whole[0]
+    averages = load_average(tmp_path / "whole"), load_average(tmp_path / "parts")
+    assert all(torch.equal(averages[0][name], averages[1][name]) for name in averages[0])
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_it_spoils_the_weights(tmp_path):
+    stage = Regression(broken_at=3)
+    with pytest.raises(FloatingPointError, match="step 3"):
+        train(stage, LoopConfig(steps=10, batch=8, preview=0), tmp_path / "nan")
+    assert all(p.isfinite().all() for p in stage.model.parameters())
+
+
+def test_a_missing_run_says_what_to_run_first(tmp_path):
+    with pytest.raises(FileNotFoundError, match="sana-wm train bidirectional"):
+        load_average(tmp_path / "bidirectional")
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (96, 32), (32, 96)])
+def test_muon_updates_are_nearly_orthogonal(shape):
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+    assert values.min() > 0.5 and values.max() < 1.3
+
+
+def test_every_parameter_has_one_optimiser():
+    model = nn.Sequential(nn.Linear(32, 32), nn.LayerNorm(32), nn.Conv2d(32, 32, 3), nn.Conv2d(32, 32, 3, groups=32))
+    muon, adam = optimisers(model, OptimConfig())
+    muon_ids, adam_ids = ({id(p) for group in o.param_groups for p in group["params"]} for o in (muon, adam))
+    assert muon_ids == {id(model[0].weight), id(model[2].weight)}
+    assert muon_ids.isdisjoint(adam_ids) and len(muon_ids | adam_ids) == len(list(model.parameters()))
+
+
+def test_schedule_rises_stays_and_falls():
+    config = OptimConfig(warmup=10, decay=0.5)
+    shares = [schedule(step, 100, config) for step in range(101)]
+    assert shares[0] == pytest.approx(0.1) and shares[30] == 1.0 and shares[75] == pytest.approx(0.5) and shares[100] == 0.0
