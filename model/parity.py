@@ -35,7 +35,7 @@ WINDOWS = {
     "previous 2 chunks": {"sink": False, "num_cached_blocks": 2},
     "all chunks": {"sink": True, "num_cached_blocks": -1},
 }
-TYPE_MARKER = 6  # a slot that only says which kind of block it is
+TYPE_MARKER = "6"  # a slot that only says which kind of block it is
 
 
 class GoldenError(ValueError):
@@ -54,8 +54,13 @@ class Golden:
     tensors: dict[str, Tensor]
 
 
-def run(files: list[str]) -> int:
-    """Print a table of errors. Returns 0, 1 if any is above its tolerance, 2 if any file cannot be used."""
+def run(files: list[str], /) -> int:
+    """Print a table of errors. Returns 0, 1 if any is above its tolerance, 2 if any file cannot be used.
+
+    ValueError if there are no files.
+    """
+    if not files:
+        raise ValueError("parity needs at least one golden file")
     code, width = 0, max([len(Path(f).name) for f in files], default=4)
     print(f"{'file':<{width}}  {'dtype':<8}" + "".join(f"{column:>15}" for column in COLUMNS))
     for file in files:
@@ -91,7 +96,9 @@ def read_golden(path: Path) -> Golden:
     sigmas = _floats(metadata, "sigmas")
     if len(sigmas) < 2:
         raise GoldenError(f"metadata sigmas is {metadata['sigmas']!r}; wanted at least two levels")
-    config = _config(metadata, tensors["inputs.text"].shape[-2])
+    if tensors["inputs.text"].dim() != 4 or tensors["inputs.noise"].dim() != 5:
+        raise GoldenError("inputs.text must have 4 axes (B, 1, L, width), inputs.noise 5 (B, C, T, H, W)")
+    config = _config(metadata, tensors["inputs.text"].shape[2])
     golden = Golden(path.name, config, sigmas, _chunks(tensors, len(sigmas) - 1), weights, tensors)
     _check_shapes(golden, metadata)
     return golden
@@ -108,7 +115,7 @@ def measure(golden: Golden, dtype: torch.dtype) -> dict[str, float]:
 
 def _measure(golden: Golden, network: Transformer, dtype: torch.dtype) -> dict[str, float]:
     x0, noise, camera, plucker = (golden.tensors[f"inputs.{name}"].to(dtype) for name in ("x0", "noise", "camera", "plucker"))
-    text = network.text_context(golden.tensors["inputs.text"].flatten(1, -2).to(dtype), golden.tensors["inputs.text_mask"])
+    text = network.text_context(golden.tensors["inputs.text"][:, 0].to(dtype), golden.tensors["inputs.text_mask"])
     errors = dict.fromkeys(COLUMNS[:3], 0.0)
     state: TransformerState | None = None
     latents, start = [], 0
@@ -144,28 +151,29 @@ def _state_error(golden: Golden, chunk: int, state: TransformerState) -> float:
         prefix = f"trace.chunk{chunk}.block{b}.slot"
         for key in golden.tensors:
             slot = key.removeprefix(prefix)
-            if key.startswith(prefix) and int(slot) != TYPE_MARKER:
-                ours = slots.get(int(slot))
+            if key.startswith(prefix) and slot != TYPE_MARKER:
+                ours = slots.get(slot)
                 worst = max(worst, float("inf") if ours is None else _error(ours, golden.tensors[key]))
     return worst
 
 
-def _slots(block: BlockState) -> dict[int, Tensor]:
+def _slots(block: BlockState) -> dict[str, Tensor]:
     """One block's state in the slots and layouts of the official sampler (facts/model.md section 7)."""
 
     def by_place(tail: Tensor) -> Tensor:
         return tail.transpose(1, 2).flatten(0, 1)  # (B, 3, S, C) -> (B * S, 3, C)
 
-    slots = {9: block.ffn_tail.mT[:, :, None]}  # (B, S, C) -> (B, C, 1, S)
+    slots = {"9": block.ffn_tail.mT[:, :, None]}  # (B, S, C) -> (B, C, 1, S)
     attention = block.attention
     if isinstance(attention, DeltaState):
-        slots |= {0: attention.matrix, 1: attention.normaliser[..., None], 2: attention.camera_matrix, 4: by_place(attention.conv_tail)}
+        slots |= {"0": attention.matrix, "1": attention.normaliser[..., None], "2": attention.camera_matrix}
+        slots["4"] = by_place(attention.conv_tail)
         if attention.camera_conv_tail is not None:
-            slots[3] = by_place(attention.camera_conv_tail)
+            slots["3"] = by_place(attention.camera_conv_tail)
     elif attention.entries:
         own = attention.entries[-1]
         for i, t in enumerate((own.key, own.value, own.camera_key, own.camera_value)):
-            slots[i] = t.transpose(1, 2)  # (B, h, N, D) -> (B, N, h, D)
+            slots[str(i)] = t.transpose(1, 2)  # (B, h, N, D) -> (B, N, h, D)
     return slots
 
 
@@ -214,19 +222,21 @@ def _chunks(tensors: dict[str, Tensor], steps: int) -> tuple[int, ...]:
 
 
 def _check_shapes(golden: Golden, metadata: dict[str, str]) -> None:
+    grid = _text(metadata, "grid")
     try:
-        height, width = (int(side) for side in _text(metadata, "grid").split("x"))
+        height, width = (int(side) for side in grid.split("x"))
     except ValueError:
-        raise GoldenError(f"metadata grid is {metadata['grid']!r}; wanted HxW") from None
-    frames = _integer(metadata, "latent_frames")
-    noise = golden.tensors["inputs.noise"]
-    batch, channels = noise.shape[0], golden.config.in_channels
+        raise GoldenError(f"metadata grid is {grid!r}; wanted HxW") from None
+    frames, batch, channels = _integer(metadata, "latent_frames"), golden.tensors["inputs.noise"].shape[0], golden.config.in_channels
+    tokens = golden.config.text_tokens
     wanted = {
         "inputs.noise": (batch, channels, frames, height, width),
         "outputs.latents": (batch, channels, frames, height, width),
         "inputs.x0": (batch, channels, 1, height, width),
         "inputs.camera": (batch, frames, 20),
         "inputs.plucker": (batch, 48, frames, height, width),
+        "inputs.text": (batch, 1, tokens, golden.config.text_width),
+        "inputs.text_mask": (batch, tokens),
     }
     for name, shape in wanted.items():
         if tuple(golden.tensors[name].shape) != shape:
@@ -249,14 +259,16 @@ def _choice(metadata: dict[str, str], name: str, table: dict[str, dict]) -> dict
 
 
 def _integer(metadata: dict[str, str], name: str) -> int:
+    text = _text(metadata, name)
     try:
-        return int(_text(metadata, name))
+        return int(text)
     except ValueError:
-        raise GoldenError(f"metadata {name} is {metadata[name]!r}; wanted a whole number") from None
+        raise GoldenError(f"metadata {name} is {text!r}; wanted a whole number") from None
 
 
 def _floats(metadata: dict[str, str], name: str) -> tuple[float, ...]:
+    text = _text(metadata, name)
     try:
-        return tuple(float(value) for value in _text(metadata, name).split(","))
+        return tuple(float(value) for value in text.split(","))
     except ValueError:
-        raise GoldenError(f"metadata {name} is {metadata[name]!r}; wanted numbers joined by commas") from None
+        raise GoldenError(f"metadata {name} is {text!r}; wanted numbers joined by commas") from None

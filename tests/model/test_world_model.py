@@ -1,0 +1,201 @@
+"""World folders and the world model, with a tiny untrained world."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_networks import paths, tiny_config
+
+from sana_wm_env.model.autoencoder import Autoencoder, AutoencoderConfig
+from sana_wm_env.model.checkpoint import CheckpointError, known_worlds, load_config, resolve_world, save_world
+from sana_wm_env.model.config import WorldConfig
+from sana_wm_env.model.state import tensors_of
+from sana_wm_env.model.text import TextEncoderConfig
+from sana_wm_env.model.transformer import Transformer
+from sana_wm_env.model.world import WorldModel
+
+AUTOENCODER = AutoencoderConfig(latent_channels=4, fine=8, coarse=8, encoder_blocks=1, decoder_blocks=1)
+TEXT = TextEncoderConfig(width=6, tokens=5)
+CONFIG = WorldConfig("tiny", tiny_config(), asdict(AUTOENCODER), asdict(TEXT), (16, 24), (2, 3))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("worlds") / "tiny"
+    transformer = Transformer(CONFIG.transformer)
+    for block in transformer.blocks:
+        torch.nn.init.normal_(block.attn.out_proj_cam.weight, std=0.1)
+        torch.nn.init.normal_(block.plucker_proj.weight, std=0.1)
+    save_world(path, CONFIG, transformer, Autoencoder(AUTOENCODER))
+    return path
+
+
+@pytest.fixture(scope="module")
+def world(folder) -> WorldModel:
+    return WorldModel.load(folder)
+
+
+def begin(world: WorldModel, batch: int, seed: int = 0):
+    images = torch.randint(256, (batch, 16, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+    intrinsics = torch.tensor([[20.0, 20.0, 12.0, 8.0]]).repeat(batch, 1)
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(batch)]
+    return world.start(images, intrinsics, ["a red room", "a tall green box"][:batch], generators)
+
+
+def poses(chunk: int, batch: int) -> torch.Tensor:
+    return paths(24 * (chunk + 1) + 1, batch)[:, 24 * chunk + 1 :]
+
+
+def play(world: WorldModel, state, chunks: int, batch: int) -> tuple[torch.Tensor, object]:
+    frames = []
+    for chunk in range(state.chunk_index, state.chunk_index + chunks):
+        new, state = world.step(state, poses(chunk, batch))
+        frames.append(new)
+    return torch.cat(frames, 1), state
+
+
+def test_a_step_gives_24_frames_and_the_next_state(world):
+    state = begin(world, 2)
+    frames, after = world.step(state, poses(0, 2))
+    assert frames.shape == (2, 24, 16, 24, 3) and frames.dtype == torch.uint8
+    assert (state.chunk_index, after.chunk_index) == (0, 1) and state.transformer is None
+    assert after.transformer.next_frame.tolist() == [4, 4]
+    assert torch.equal(after.c2w, poses(0, 2)[:, -1])
+    _, later = world.step(after, poses(1, 2))
+    assert later.transformer.next_frame.tolist() == [7, 7]
+
+
+def test_a_state_repeats_itself_and_the_global_generator_stays_untouched(world):
+    before = torch.get_rng_state()
+    _, middle = play(world, begin(world, 1), 2, 1)
+    first, end = play(world, middle, 2, 1)
+    again, _ = play(world, middle, 2, 1)
+    assert torch.equal(first, again)
+    assert torch.equal(before, torch.get_rng_state())
+    assert not torch.equal(middle.generators, end.generators)
+    other, _ = play(world, begin(world, 1, seed=9), 1, 1)
+    assert not torch.equal(other, play(world, begin(world, 1), 1, 1)[0])
+
+
+def test_a_slot_is_what_it_is_alone(world):
+    both = begin(world, 2)
+    together, _ = play(world, both, 3, 2)
+    frames, state = [], both.map(lambda t: t[1:])
+    for chunk in range(3):
+        new, state = world.step(state, poses(chunk, 2)[1:])
+        frames.append(new)
+    difference = torch.cat(frames, 1).int() - together[1:].int()
+    assert difference.abs().max() <= 1
+
+
+def test_noise_does_not_depend_on_neighbours(world):
+    both = begin(world, 2)
+    assert torch.equal(world._draw(both)[0][1:], world._draw(both.map(lambda t: t[1:]))[0])
+
+
+def test_generate_latents_is_step_without_the_decode(world):
+    state = begin(world, 1)
+    latents, after = world.generate_latents(state, poses(0, 1))
+    assert latents.shape == (1, 4, 3, 2, 3)
+    frames, stepped = world.step(state, poses(0, 1))
+    video, _ = world.autoencoder.decode(latents, state.decoder)
+    assert torch.equal(((video + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1), frames)
+    assert all(torch.equal(a, b) for a, b in zip(tensors_of(after.transformer), tensors_of(stepped.transformer), strict=True))
+
+
+def test_the_camera_path_matters(world):
+    state = begin(world, 1)
+    still = torch.eye(4, dtype=torch.float64).repeat(1, 24, 1, 1)
+    assert not torch.equal(world.step(state, still)[0], world.step(state, poses(0, 1))[0])
+
+
+def test_bad_input_is_refused(world):
+    state = begin(world, 1)
+    with pytest.raises(ValueError, match=r"poses are \(1, 23, 4, 4\); wanted \(1, 24, 4, 4\)"):
+        world.step(state, poses(0, 1)[:, 1:])
+    with pytest.raises(ValueError, match="NaN"):
+        world.step(state, poses(0, 1) * float("nan"))
+    image = torch.zeros(1, 16, 24, 3)
+    with pytest.raises(ValueError, match=r"wanted uint8 \(B, 16, 24, 3\)"):
+        world.start(image, torch.ones(1, 4), [""], [torch.Generator()])
+    with pytest.raises(ValueError, match="2 prompts"):
+        world.start(image.byte(), torch.ones(1, 4), ["", ""], [torch.Generator()])
+
+
+# ---- folders
+
+
+def test_settings_and_weights_survive_a_round_trip(folder, world):
+    assert load_config(folder) == CONFIG == world.config
+    stored = load_file(folder / "transformer.safetensors")
+    assert stored["final_layer.linear.weight"].dtype == torch.float16
+    assert torch.equal(world.transformer.final_layer.linear.weight, stored["final_layer.linear.weight"].float())
+    assert world.transformer.pos_embed.device.type == "cpu"
+    assert not any(p.requires_grad for p in world.transformer.parameters())
+
+
+def copy(folder, tmp_path):
+    target = tmp_path / "world"
+    target.mkdir()
+    for file in folder.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    return target
+
+
+def test_an_unknown_world_is_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(CheckpointError, match=r"unknown world 'romos': neither a folder nor one of the bundled worlds \["):
+        resolve_world("romos")
+    with pytest.raises(CheckpointError, match=r"is not a world: it has no config\.json"):
+        WorldModel.load(tmp_path)
+    for name in known_worlds():
+        assert (resolve_world(name) / "config.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["transformer.safetensors", "autoencoder.safetensors"])
+def test_missing_and_damaged_weights_are_named(folder, tmp_path, name):
+    target = copy(folder, tmp_path)
+    (target / name).write_bytes((target / name).read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=f"{name} cannot be read as safetensors"):
+        WorldModel.load(target)
+    (target / name).unlink()
+    with pytest.raises(CheckpointError, match=f"it has no {name}"):
+        WorldModel.load(target)
+
+
+def test_keys_that_do_not_fit_are_named(folder, tmp_path):
+    target = copy(folder, tmp_path)
+    tensors = load_file(target / "transformer.safetensors")
+    del tensors["t_block.1.bias"]
+    tensors["blocks.9.attn.proj.bias"] = torch.zeros(32)
+    tensors["x_embedder.proj.bias"] = torch.zeros(31)
+    save_file(tensors, target / "transformer.safetensors")
+    said = r"missing t_block\.1\.bias; unexpected blocks\.9\.attn\.proj\.bias; mis-shaped x_embedder\.proj\.bias \(31,\) instead of \(32,\)"
+    with pytest.raises(CheckpointError, match=said):
+        WorldModel.load(target)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"fsp": 16}, "unknown world settings \\['fsp'\\]"),
+        ({"sigmas": [1.0, 0.5]}, "fall strictly and end at 0"),
+        ({"transformer": {"depth": 4}}, "incomplete transformer settings"),
+        ({"autoencoder": {"wide": 4}}, "wide"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(folder, tmp_path, change, said):
+    target = copy(folder, tmp_path)
+    values = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**values, **change}))
+    with pytest.raises(CheckpointError, match=said):
+        WorldModel.load(target)
+
+
+def test_weights_too_large_for_half_precision_are_refused(tmp_path):
+    transformer = Transformer(CONFIG.transformer)
+    torch.nn.init.constant_(transformer.final_layer.linear.bias, 1e6)
+    with pytest.raises(ValueError, match=r"final_layer\.linear\.bias holds numbers that torch\.float16 cannot"):
+        save_world(tmp_path / "w", CONFIG, transformer, Autoencoder(AUTOENCODER))
