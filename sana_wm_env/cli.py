@@ -1,0 +1,108 @@
+"""The `sana-wm` command.
+
+A table names every sub-command and the function behind it, as text: only the one that is called gets imported, so that help is quick.
+The function takes one config dataclass, whose fields become the flags, and returns the exit code (None counts as 0).
+
+Exit codes: 0 done; 1 a check failed; 2 wrong input, said in one line (set SANA_WM_TRACEBACK=1 to see where); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Annotated, Any, NamedTuple
+
+import tyro
+
+
+class Command(NamedTuple):
+    """help: one line. target: "module:function" below this package."""
+
+    help: str
+    target: str
+
+
+class Group(NamedTuple):
+    """help: one line. members: commands by name."""
+
+    help: str
+    members: dict[str, Command]
+
+
+COMMANDS: dict[str, Command | Group] = {
+    "rollout": Command("Play a path of keys in a world and write the video, beside the truth if asked.", "rollout:run"),
+    "evaluate": Group(
+        "Measure a world.",
+        {"fidelity": Command("Imagined frames of held-out rooms against the true rendering.", "evaluation.fidelity:run")},
+    ),
+    "train": Group(
+        "Train a world, stage by stage.",
+        {
+            "autoencoder": Command("Stage 1: the causal video autoencoder.", "train.autoencoder:run"),
+            "bidirectional": Command("Stage 2: the transformer on whole clips.", "train.bidirectional:run"),
+            "causal": Command("Stage 3: the transformer chunk by chunk.", "train.causal:run"),
+            "distill": Command("Stage 4: few-step streaming.", "train.distill:run"),
+            "pack": Command("Write the trained weights as a world folder.", "train.pack:pack"),
+        },
+    ),
+    "parity": Command("Run a network on golden files and compare every number; exit 1 above tolerance.", "cli:parity"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line (default: that of the process) and returns its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(COMMANDS, argv, "sana-wm", "SANA-WM, a camera-controlled video world model.") or 0
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError) as error:
+        if os.environ.get("SANA_WM_TRACEBACK"):
+            raise
+        print(f"sana-wm: {error}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(commands: dict[str, Any], argv: list[str], program: str, description: str) -> int | None:
+    chosen = commands.get(argv[0]) if argv else None
+    if isinstance(chosen, Group):
+        return _dispatch(chosen.members, argv[1:], f"{program} {argv[0]}", chosen.help)
+    table = {name: _load(command) if command is chosen else _placeholder(command) for name, command in commands.items()}
+    return tyro.extras.subcommand_cli_from_dict(
+        table, prog=program, description=description, args=argv or ["--help"], config=(tyro.conf.OmitArgPrefixes,)
+    )
+
+
+def _load(command: Command) -> Callable[..., int | None]:
+    module, function = command.target.split(":")
+    return getattr(import_module(f"sana_wm_env.{module}"), function)
+
+
+def _placeholder(command: Command | Group) -> Callable[[], None]:
+    def unloaded() -> None:
+        raise AssertionError("only a chosen command is called")
+
+    unloaded.__doc__ = command.help
+    return unloaded
+
+
+def parity(files: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE...")]) -> int:
+    """Run a network on golden files and compare every number.
+
+    Each file brings a tiny network, its inputs and its exact outputs (format: facts/model.md, section 14). Prints the largest absolute
+    errors in float64 and float32; the exit code is 1 if any is above its tolerance.
+
+    Args:
+        files: golden files, .safetensors
+    """
+    from .model.parity import run
+
+    if not files:
+        raise ValueError("got no golden file; wanted at least one: sana-wm parity FILE...")
+    return run(list(files))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
