@@ -27,7 +27,7 @@ def _check_pair(a: Tensor, b: Tensor) -> None:
         )
 
 
-def _masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean of `values` (..., H, W) over the pixels where `mask` (..., H, W) is true; NaN where none is."""
     if mask is None:
         return values.mean((-2, -1))
@@ -49,14 +49,48 @@ def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
     """
     _check_pair(a, b)
     squared = (a.double() - b.double()).square().mean(-1)
-    return 10.0 * torch.log10(255.0**2 / _masked_mean(squared, mask).clamp(min=ROUNDING_MSE))
+    return 10.0 * torch.log10(255.0**2 / masked_mean(squared, mask).clamp(min=ROUNDING_MSE))
+
+
+def ssim_map(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity of each window (Wang, Bovik, Sheikh, Simoncelli 2004, equation 13).
+
+    11x11 Gaussian window of standard deviation 1.5, K1 = 0.01, K2 = 0.03, range 255, per colour channel, mean over channels,
+    for all windows that lie wholly inside the image.
+
+    Args:
+        a: uint8 (..., H, W, 3), H and W at least 11.
+        b: the same shape.
+
+    Returns:
+        float64 (..., H - 10, W - 10), at most 1; entry (y, x) belongs to the window centred on pixel (y + 5, x + 5).
+    """
+    _check_pair(a, b)
+    height, width = a.shape[-3:-1]
+    if min(height, width) < 11:
+        raise ValueError(f"got images of {height}x{width} pixels; SSIM's window needs at least 11x11")
+    rows, columns = _gaussian_windows(height, a.device), _gaussian_windows(width, a.device)
+
+    def blur(image: Tensor) -> Tensor:  # (..., 3, H, W) -> (..., 3, H - 10, W - 10)
+        return rows @ image @ columns.T
+
+    x, y = a.movedim(-1, -3).double(), b.movedim(-1, -3).double()
+    mean_x, mean_y = blur(x), blur(y)
+    var_x, var_y, cov = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2, blur(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    similarity = ((2 * mean_x * mean_y + c1) * (2 * cov + c2)) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    return similarity.mean(-3)
+
+
+def _gaussian_windows(length: int, device: torch.device) -> Tensor:
+    """One row per window of 11 pixels: (length - 10, length). As matrix products these are far faster than float64 convolutions."""
+    offset = torch.arange(length, device=device) - torch.arange(length - 10, device=device)[:, None] - 5
+    weight = torch.exp(-(offset.double() ** 2) / (2 * 1.5**2)) * (offset.abs() <= 5)
+    return weight / weight.sum(1, keepdim=True)
 
 
 def ssim(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Structural similarity of each frame (Wang, Bovik, Sheikh, Simoncelli 2004, equation 13).
-
-    11x11 Gaussian window of standard deviation 1.5, K1 = 0.01, K2 = 0.03, range 255, per colour channel, mean over channels
-    and over all windows that lie wholly inside the image (their centres: the image less 5 pixels on each side).
+    """Mean structural similarity of each frame, see `ssim_map`.
 
     Args:
         a: uint8 (..., H, W, 3), H and W at least 11.
@@ -66,23 +100,7 @@ def ssim(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
     Returns:
         float64 (...), at most 1. A frame without a counted window gets NaN.
     """
-    _check_pair(a, b)
-    *batch, height, width, _ = a.shape
-    if min(height, width) < 11:
-        raise ValueError(f"got images of {height}x{width} pixels; SSIM's window needs at least 11x11")
-    taps = torch.exp(-(torch.arange(-5, 6, dtype=torch.float64, device=a.device) ** 2) / (2 * 1.5**2))
-    taps = taps / taps.sum()
-
-    def blur(x: Tensor) -> Tensor:  # (N*3, 1, H, W) -> (N*3, 1, H-10, W-10)
-        return F.conv2d(F.conv2d(x, taps.view(1, 1, 11, 1)), taps.view(1, 1, 1, 11))
-
-    x, y = (t.reshape(-1, height, width, 3).movedim(-1, 1).reshape(-1, 1, height, width).double() for t in (a, b))
-    mean_x, mean_y = blur(x), blur(y)
-    var_x, var_y, cov = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2, blur(x * y) - mean_x * mean_y
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    similarity = ((2 * mean_x * mean_y + c1) * (2 * cov + c2)) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
-    similarity = similarity.view(*batch, 3, height - 10, width - 10).mean(-3)
-    return _masked_mean(similarity, None if mask is None else mask[..., 5:-5, 5:-5])
+    return masked_mean(ssim_map(a, b), None if mask is None else mask[..., 5:-5, 5:-5])
 
 
 def contrast(frames: Tensor) -> Tensor:
