@@ -5,6 +5,7 @@ absolute errors.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +55,7 @@ class Golden:
     tensors: dict[str, Tensor]
 
 
-def run(files: list[str], /) -> int:
+def run(files: Sequence[str]) -> int:
     """Print a table of errors. Returns 0, 1 if any is above its tolerance, 2 if any file cannot be used.
 
     ValueError if there are no files.

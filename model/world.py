@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .autoencoder import Autoencoder, AutoencoderConfig
+from .autoencoder import SPATIAL_STRIDE, Autoencoder, AutoencoderConfig
 from .cameras import STRIDE, camera_inputs
 from .checkpoint import AUTOENCODER, TRANSFORMER, CheckpointError, load_config, load_weights, resolve_world
 from .config import WorldConfig
@@ -41,6 +41,7 @@ class WorldModel:
                 autoencoder = Autoencoder(AutoencoderConfig(**config.autoencoder))
                 transformer = Transformer(config.transformer)
             text_encoder = TextEncoder(TextEncoderConfig(**config.text))
+            _check_fit(config, autoencoder, text_encoder)
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
         load_weights(transformer, folder / TRANSFORMER, dtype, device)
@@ -153,6 +154,18 @@ class WorldModel:
         if not c2w.isfinite().all():
             raise ValueError("poses hold NaN or infinite numbers")
         return c2w
+
+
+def _check_fit(config: WorldConfig, autoencoder: Autoencoder, text_encoder: TextEncoder) -> None:
+    """ValueError where the parts of a world do not fit each other."""
+    pairs = {
+        "latent channels (autoencoder, transformer)": (autoencoder.config.latent_channels, config.transformer.in_channels),
+        "text width (encoder, transformer)": (text_encoder.config.width, config.transformer.text_width),
+        "image size (autoencoder's for this grid, configured)": (tuple(SPATIAL_STRIDE * side for side in config.grid), config.image_size),
+    }
+    for what, (one, other) in pairs.items():
+        if one != other:
+            raise ValueError(f"{what} differ: {one} and {other}")
 
 
 def _joined(size: tuple[int, int]) -> str:

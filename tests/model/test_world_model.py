@@ -184,6 +184,8 @@ def test_keys_that_do_not_fit_are_named(folder, tmp_path):
         ({"sigmas": [1.0, 0.5]}, "fall strictly and end at 0"),
         ({"transformer": {"depth": 4}}, "incomplete transformer settings"),
         ({"autoencoder": {"wide": 4}}, "wide"),
+        ({"autoencoder": {"latent_channels": 8}}, "latent channels .* differ: 8 and 4"),
+        ({"image_size": [16, 16]}, r"image size .* differ: \(16, 24\) and \(16, 16\)"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(folder, tmp_path, change, said):
