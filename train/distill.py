@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sana_wm_env.model.execution import chunk_spans
-from sana_wm_env.model.sampler import STREAMING_SIGMAS, frame_timesteps, sample_chunk
+from sana_wm_env.model.sampler import STREAMING_SIGMAS, frame_timesteps, sample_chunk, with_image
 
 from .bidirectional import FlowConfig, FlowStage
 from .latents import Window
@@ -49,22 +49,22 @@ class DistillStage(FlowStage):
         # one exit step for all chunks and all processes, as every chunk's caches come from it
         exit_step = int(torch.randint(len(sigmas) - 1, (), generator=torch.Generator().manual_seed(generator.initial_seed() // 4096)))
         text = self.model.text_context(window.text, window.text_mask)
-        state, losses = None, []
-        for begin, end in chunk_spans(self.config.frames, self.model.config.chunk):
+        state, losses, spans = None, [], chunk_spans(self.config.frames, self.model.config.chunk)
+        for begin, end in spans:
             truth = window.latents[:, :, begin:end].contiguous()
             cameras = self.model.camera_context(window.camera[:, begin:end], window.plucker[:, :, begin:end], begin)
-            given = 1 if state is None else 0
-            x = torch.randn(truth.shape, generator=generator, device=device)
-            x[:, :, :given] = truth[:, :, :given]
+            image = truth[:, :, :1] if state is None else None
+            x = with_image(torch.randn(truth.shape, generator=generator, device=device), image)
             for call in range(exit_step + 1):
-                timestep = frame_timesteps(sigmas[call], x, truth[:, :, :given] if given else None)
                 with torch.set_grad_enabled(call == exit_step):
-                    velocity = self.model.stream(x, timestep, text, cameras, state)
-                step = sigmas[call] - (sigmas[call + 1] if call < exit_step else 0.0)
-                x = torch.cat([x[:, :, :given], (x - step * velocity)[:, :, given:]], 2)
+                    velocity = self.model.stream(x, frame_timesteps(sigmas[call], x, image), text, cameras, state)
+                    step = sigmas[call] - (sigmas[call + 1] if call < exit_step else 0.0)
+                    x = with_image(x - step * velocity, image)
+            given = 0 if image is None else 1
             losses.append((x - truth)[:, :, given:].square().mean())
-            with torch.no_grad():
-                state = self.model.commit(x.detach(), text, cameras, state)
+            if end < spans[-1][1]:
+                with torch.no_grad():
+                    state = self.model.commit(x.detach(), text, cameras, state)
         scalars = {f"chunk{n}": loss.item() for n, loss in enumerate(losses)}
         return torch.stack(losses).mean(), {**scalars, "exit_step": float(exit_step)}
 
