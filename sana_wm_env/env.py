@@ -124,8 +124,8 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
         max_rotation_rad: float | None = None,
     ):
         gym.utils.EzPickle.__init__(self, world, device, obs_mode, render_mode, max_translation_m, max_rotation_rad)
-        self._folder, self._device = resolve_world(world), device
-        config = load_config(self._folder)
+        self.model_folder, self.device = resolve_world(world), device
+        config = load_config(self.model_folder)
         super().__init__(
             world=config.name,
             image_size=config.image_size,
@@ -138,11 +138,11 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
     @cached_property
     def model(self) -> WorldModel:
         """The weights, loaded at the first reset: making an environment touches no GPU, so that workers can still be forked."""
-        if torch.device(self._device).type == "cuda" and not torch.cuda.is_available():
+        if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
             raise ValueError(
-                f"got device={self._device!r}; torch {torch.__version__} sees no CUDA device: use device='cpu', or a CUDA build"
+                f"got device={self.device!r}; torch {torch.__version__} sees no CUDA device: use device='cpu', or a CUDA build"
             )
-        return WorldModel.load(self._folder, self._device)
+        return WorldModel.load(self.model_folder, self.device)
 
     def close(self) -> None:
         """Frees weights and episode. A second call does nothing; reset and step refuse afterwards."""

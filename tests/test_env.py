@@ -305,6 +305,30 @@ def test_bad_first_frames_are_refused(imagined, options, cause):
     imagined.reset(seed=0)
 
 
+def test_a_world_without_first_frames_wants_an_image(imagined, tmp_path):
+    folder = imagined.unwrapped.model_folder
+    for file in folder.glob("*.safetensors"):
+        (tmp_path / file.name).symlink_to(file)
+    config = json.loads((folder / "config.json").read_text()) | {"first_frames": None, "name": "elsewhere"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    env = gym.make("SanaWM-v0", world=str(tmp_path))
+    with pytest.raises(ValueError, match="'elsewhere' has no first frames"):
+        env.reset()
+    image = np.zeros((64, 64, 3), np.uint8)
+    assert env.reset(options={"image": image, "intrinsics": (50, 50, 32, 32)})[1]["world"] == "elsewhere"
+
+
+def test_unknown_world():
+    with pytest.raises(ValueError, match="unknown world 'nowhere'"):
+        gym.make("SanaWM-v0", world="nowhere")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_missing_gpu_is_named_at_reset():
+    with pytest.raises(ValueError, match="no CUDA device"):
+        gym.make("SanaWM-v0", device="cuda").reset()
+
+
 def test_missing_image_file(imagined):
     with pytest.raises(FileNotFoundError, match="no such file"):
         imagined.reset(options={"image": "nowhere.png", "intrinsics": (50, 50, 32, 32)})
