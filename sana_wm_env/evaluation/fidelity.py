@@ -207,8 +207,8 @@ def spread(chunks: int, most: int) -> list[int]:
 
 
 def share_closed(world: float | None, still: float | None, autoencoder: float | None) -> float | None:
-    """Which share of the distance in dB from `still` (0) to `autoencoder` (1) the world closes."""
-    if world is None or still is None or autoencoder is None or autoencoder == still:
+    """Which share of the distance in dB from `still` (0) to `autoencoder` (1) the world closes; None where there is no such distance."""
+    if world is None or still is None or autoencoder is None or autoencoder <= still:
         return None
     return (world - still) / (autoencoder - still)
 

@@ -139,4 +139,6 @@ def test_spread_and_share():
     assert fidelity.spread(3, 5) == [0, 1, 2]
     assert fidelity.spread(40, 5) == [0, 10, 20, 29, 39]
     assert fidelity.share_closed(world=22.0, still=20.0, autoencoder=30.0) == pytest.approx(0.2)
+    assert fidelity.share_closed(world=18.0, still=20.0, autoencoder=30.0) == pytest.approx(-0.2)
     assert fidelity.share_closed(world=22.0, still=30.0, autoencoder=30.0) is None
+    assert fidelity.share_closed(world=10.0, still=30.0, autoencoder=20.0) is None  # not 2: nothing was closed
