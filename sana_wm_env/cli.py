@@ -8,6 +8,7 @@ Exit codes: 0 done; 1 a check failed; 2 wrong input, said in one line (set SANA_
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line (default: that of the process) and returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
+        _check_device(argv)
         return _dispatch(COMMANDS, argv, "sana-wm", "SANA-WM, a camera-controlled video world model.") or 0
     except KeyboardInterrupt:
         return 130
@@ -73,6 +75,22 @@ def _dispatch(commands: dict[str, Any], argv: list[str], program: str, descripti
     return tyro.extras.subcommand_cli_from_dict(
         table, prog=program, description=description, args=argv or ["--help"], config=(tyro.conf.OmitArgPrefixes,)
     )
+
+
+def _check_device(argv: list[str]) -> None:
+    """All commands name their device alike, so one that is not there is refused here, before anything is loaded or written."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--device", nargs="?")
+    device = parser.parse_known_args(argv)[0].device
+    if device in (None, "cpu"):
+        return
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"got --device {device}, which torch {torch.__version__} cannot use: {reason}. Use --device cpu") from None
 
 
 def _load(command: Command) -> Callable[..., int | None]:
@@ -97,7 +115,7 @@ def parity(files: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg
     Args:
         files: golden files, .safetensors
     """
-    from .model.parity import run
+    from sana_wm_env.model.parity import run
 
     if not files:
         raise ValueError("got no golden file; wanted at least one: sana-wm parity FILE...")

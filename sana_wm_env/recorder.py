@@ -40,7 +40,7 @@ class VideoWriter:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         self.path, self.min_height, self.n_frames = Path(path), min_height, 0
         # faststart puts the index in front, so that a browser plays the file while it loads.
-        self._container = av.open(str(path), "w", options={"movflags": "+faststart"})
+        self._container: Any = av.open(str(path), "w", options={"movflags": "+faststart"})
         self._stream = self._container.add_stream("libx264", rate=fps, options={"crf": str(crf)})
         self._stream.pix_fmt = "yuv420p"
 
@@ -180,7 +180,7 @@ class RecordChunks(gym.Wrapper, gym.utils.RecordConstructorArgs):
         """What the environment would return; frames that were recorded in between are not missing."""
         if not self._from_render:
             return self.env.render()
-        frames, self._unseen = self._unseen + list(self.env.render()), []
+        frames, self._unseen = self._unseen + self._rendered(), []
         return frames
 
     def close(self) -> None:
@@ -194,9 +194,14 @@ class RecordChunks(gym.Wrapper, gym.utils.RecordConstructorArgs):
     def _new_frames(self, obs: Any, info: Mapping[str, Any]) -> np.ndarray:
         if not self._from_render:
             return obs[-info["n_new_frames"] :]
-        frames = list(self.env.render())
+        frames = self._rendered()
         self._unseen += frames
         return np.stack(frames[-info["n_new_frames"] :])
+
+    def _rendered(self) -> list[np.ndarray]:
+        """Every frame since the last call: what `render` means in the mode "rgb_array_list"."""
+        frames: Any = self.env.render()
+        return list(frames)
 
     def _next_path(self) -> Path:
         if self.path.suffix == ".mp4":

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from sana_wm_env.model.image import fit_image, read_image
+from sana_wm_env.model.world import WorldModel
+
 from .actions import check_whole_chunks, key_scheme, keys_to_path
 from .camera import CHUNK_FRAMES, Array, check_intrinsics, intrinsics_matrix
-from .env import FirstFrame, read_image
+from .env import FirstFrame
 from .evaluation.contact_sheet import side_by_side
 from .evaluation.metrics import psnr
-from .model.image import fit_image
-from .model.world import WorldModel
 from .recorder import VideoWriter, write_sidecar
 from .rooms import default_intrinsics
 from .rooms.env import Room, held_out_room, look, open_room
@@ -137,8 +138,9 @@ def view(room: Room, prompt: str | None, size: tuple[int, int]) -> FirstFrame:
 def picture(config: RolloutConfig, size: tuple[int, int]) -> FirstFrame:
     """The user's own picture, fitted to (height, width) pixels."""
     image = read_image(config.image)
-    intrinsics = check_intrinsics((config.intrinsics or "").split(","), image.shape[:2], name="--intrinsics")
-    return FirstFrame(*fit_image(image, intrinsics, size), config.prompt or "")
+    intrinsics = check_intrinsics((config.intrinsics or "").split(","), (image.shape[0], image.shape[1]), name="--intrinsics")
+    fitted, intrinsics = fit_image(image, intrinsics, size)
+    return FirstFrame(fitted, intrinsics, config.prompt or "")
 
 
 def compose(imagined: np.ndarray, truth: np.ndarray | None) -> np.ndarray:

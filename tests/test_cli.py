@@ -68,6 +68,14 @@ def test_a_user_error_is_one_line_unless_the_traceback_is_wanted(monkeypatch, ca
         cli.main(argv)
 
 
+@pytest.mark.parametrize("words", [["--device", "abacus"], ["--device=abacus"]])
+def test_a_device_that_is_not_there_is_said_first(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "autoencoder", *words]) == 2
+    assert "got --device abacus" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_interrupt_exits_130(monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt

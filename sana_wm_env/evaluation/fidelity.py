@@ -29,8 +29,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..model.state import tensors_of
-from ..model.world import WorldModel
+from sana_wm_env.model.state import tensors_of
+from sana_wm_env.model.world import WorldModel
+
 from ..rooms import HELD_OUT, default_intrinsics
 from ..rooms.paths import CHUNK_FRAMES, sample_starts, sample_twists, twist_paths
 from ..rooms.render import Render, render
@@ -239,7 +240,7 @@ def report(measured: Measured) -> dict:
     }
     # Paired: the difference within each episode, whose spread is far smaller than that between rooms.
     lead = {c: per_chunk(measured.figures["world", "psnr_db"] - measured.figures[c, "psnr_db"]) for c in CONDITIONS if c != "world"}
-    contrast = {name: per_chunk(values) for name, values in measured.contrast.items()}
+    contrast: dict[str, list] = {name: per_chunk(values) for name, values in measured.contrast.items()}
     for name, values in measured.contrast.items():
         contrast[f"{name}_ratio_to_chunk_1"] = [float(x / values[:, 0].mean()) if values[:, 0].any() else None for x in values.mean(0)]
     return {
