@@ -45,8 +45,11 @@ class LatentClips:
         self.text, self.text_mask = (value.to(device) for value in encoder.encode(captions))
         self.null, self.null_mask = (value.to(device) for value in encoder.encode([""]))
 
-    def draw(self, batch: int, frames: int, generator: torch.Generator, text_drop: float = 0.1) -> Window:
-        """A window of `frames` latent frames from each of `batch` random clips; the caption is dropped with probability text_drop."""
+    def draw(self, batch: int, frames: int, generator: torch.Generator, text_drop: float = 0.1, origin: Tensor | None = None) -> Window:
+        """A window of `frames` latent frames from each of `batch` random clips; the caption is dropped with probability text_drop.
+
+        `origin` (B, 4, 4) is where the first camera stands in the frame that poses refer to, the identity if not given.
+        """
         clips, longest = self.stills.shape[:2]
         if frames > longest:
             raise ValueError(f"a window of {frames} latent frames was asked for, the clips have {longest}")
@@ -54,9 +57,9 @@ class LatentClips:
         clip = torch.randint(clips, (batch,), **kwargs)
         start = torch.randint(longest - frames + 1, (batch,), **kwargs)
         keep = torch.rand(batch, **kwargs) >= text_drop
-        return self.window(clip, start, frames, keep)
+        return self.window(clip, start, frames, keep, origin)
 
-    def window(self, clip: Tensor, start: Tensor, frames: int, keep_text: Tensor) -> Window:
+    def window(self, clip: Tensor, start: Tensor, frames: int, keep_text: Tensor, origin: Tensor | None = None) -> Window:
         """The windows that begin at latent frame start (B,) of clips (B,)."""
         index = start[:, None] + torch.arange(frames, device=self.device)  # (B, T)
         latents = self.moving[clip[:, None], index]
@@ -64,6 +67,8 @@ class LatentClips:
         raw = TEMPORAL_STRIDE * start[:, None] + torch.arange(TEMPORAL_STRIDE * (frames - 1) + 1, device=self.device)
         c2w = self.c2w[clip[:, None], raw]  # (B, F, 4, 4)
         c2w = (torch.linalg.inv(c2w[:, :1]) @ c2w).float()
+        if origin is not None:
+            c2w = origin[:, None] @ c2w
         camera, plucker = camera_inputs(c2w, self.intrinsics_px[clip], self.size, tuple(latents.shape[-2:]))
         text = torch.where(keep_text[:, None, None], self.text[clip], self.null)
         text_mask = torch.where(keep_text[:, None], self.text_mask[clip], self.null_mask)
