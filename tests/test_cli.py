@@ -92,14 +92,14 @@ def test_parity_exit_codes(tmp_path, capsys):
 
 def test_fidelity_report_repeats_byte_for_byte(tmp_path, capsys):
     world = gym.registry["SanaWM-v0"].kwargs.get("world", "rooms")
-    argv = ["evaluate", "fidelity", "--world", world, "--episodes", "3", "--chunks", "2", "--batch", "2", "--seed", "40"]
+    argv = ["evaluate", "fidelity", "--world", world, "--episodes", "2", "--chunks", "2", "--batch", "2", "--seed", "40"]
     for name in ("a", "b"):
         assert cli.main([*argv, "--json", str(tmp_path / f"{name}.json"), "--out", str(tmp_path / "sheets")]) == 0
     first, second = ((tmp_path / f"{name}.json").read_bytes() for name in ("a", "b"))
     assert first == second
     assert (tmp_path / "sheets" / "a.png").read_bytes() == (tmp_path / "sheets" / "b.png").read_bytes()
     report = json.loads(first)
-    assert report["config"]["episodes"] == 3 and len(report["weights_sha256"]) == 64
+    assert report["config"]["episodes"] == 2 and len(report["weights_sha256"]) == 64
     assert set(report["figures"]) == {"psnr_db", "ssim", "psnr_visible_db", "ssim_visible"}
     for conditions in report["figures"].values():
         assert set(conditions) == {"autoencoder", "world", "still", "shuffled", "reversed"}
