@@ -124,14 +124,13 @@ def _first_surface(scenes: Scenes, which: Tensor, inverse: Tensor, start: Tensor
 
 def _slabs(boxes: Tensor, inverse: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     """Depths (n, K, R) at which rays enter and leave K boxes (n, K, 2, 3); they miss a box if they leave before they enter."""
-    enter, leave = None, None
+    near, far = [], []
     for axis in range(3):
         first = torch.addcmul(start[:, None, axis], boxes[:, :, 0, axis, None], inverse[:, None, axis])
         second = torch.addcmul(start[:, None, axis], boxes[:, :, 1, axis, None], inverse[:, None, axis])
-        near, far = torch.minimum(first, second), torch.maximum(first, second)
-        enter = near if enter is None else torch.maximum(enter, near)
-        leave = far if leave is None else torch.minimum(leave, far)
-    return enter, leave
+        near.append(torch.minimum(first, second))
+        far.append(torch.maximum(first, second))
+    return torch.maximum(torch.maximum(near[0], near[1]), near[2]), torch.minimum(torch.minimum(far[0], far[1]), far[2])
 
 
 def _pattern(material: tuple[Tensor, ...], u: Tensor, v: Tensor, footprint: Tensor) -> Tensor:
