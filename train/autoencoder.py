@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from sana_wm_env.model.autoencoder import TEMPORAL_STRIDE, Autoencoder, AutoencoderConfig, group
 
 from .data import read_shard, shard_path, write_shards
-from .loop import LoopConfig, start_processes, train
-from .optim import rank
+from .loop import LoopConfig, train
+from .processes import rank, start_processes
 
 NOISE = 0.1
 
@@ -40,9 +40,11 @@ class AutoencoderStage:
     A little noise on the latents, relative to their spread, keeps the decoder smooth: what the transformer writes will never be exact.
     """
 
+    carried = None
+
     def __init__(self, config: AutoencoderStageConfig):
         self.config, self.model = config, Autoencoder(config.model).to(config.loop.device, memory_format=torch.channels_last)
-        self.clips = [read_shard(shard_path(config.runs / "data", index)).frames for index in range(config.shards)]
+        self.clips = [read_shard(shard_path(config.runs / "data", "clips", index)).frames for index in range(config.shards)]
 
     def draw(self, batch: int, generator: torch.Generator, groups: int = 3) -> Tensor:
         """(batch, groups, 24, H, W) in [-1, 1] from random clips and places."""
@@ -87,7 +89,7 @@ class AutoencoderStage:
 def run(config: AutoencoderStageConfig) -> None:
     """Trains, then measures the normalisation of the latents and writes the result beside the checkpoint."""
     start_processes()
-    write_shards(config.runs / "data", range(config.shards), config.size, config.loop.device)
+    write_shards(config.runs / "data", "clips", config.shards, config.size, config.loop.device)
     stage, out = AutoencoderStage(config), config.runs / config.world / "autoencoder"
     model = train(stage, config.loop, out)
     if rank() > 0:

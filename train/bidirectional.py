@@ -6,6 +6,7 @@ clean and not scored with probability 0.9, captions are dropped with probability
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ from .autoencoder import load_trained
 from .data import write_shards
 from .latents import LatentClips, Window, encode_shards
 from .levels import LEVELS, logit_normal, sigma_of
-from .loop import LoopConfig, load_average, start_processes, train
+from .loop import LoopConfig, load_average, train
+from .processes import start_processes
 
 IMAGE_GIVEN = 0.9
 
@@ -33,19 +35,21 @@ class FlowConfig:
     Attributes:
         world: name of a preset; the run lives in runs/WORLD/STAGE.
         loop: steps, batch, rates, see LoopConfig.
-        start: stage whose averaged weights this one begins with ("": from scratch).
+        init_from: stage whose averaged weights this one begins with ("": from scratch).
         runs: folder of all runs; data are rendered into runs/data and encoded by the autoencoder of runs/WORLD/autoencoder.
-        shards: shards of rooms to train on.
+        shards: shards of clips to train on, each 32 clips of 97 frames.
+        sessions: shards of sessions to train on as well, each 4 of 961 frames.
         frames: latent frames per clip, 3k + 1.
         shift: flow shift of the noise levels.
     """
 
     world: str = "rooms"
     loop: LoopConfig = field(default_factory=LoopConfig)
-    start: str = ""
+    init_from: str = ""
     text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     runs: Path = Path("runs")
     shards: int = 64
+    sessions: int = 0
     size: tuple[int, int] = (64, 64)
     frames: int = 4
     shift: float = 9.95
@@ -62,25 +66,28 @@ class FlowStage:
     """Flow matching under one execution rule; subclasses say which levels the frames get."""
 
     rule: Rule = "bidirectional"
+    carried: Any = None
 
     def __init__(self, config: FlowConfig):
         torch.manual_seed(config.loop.seed)
         self.config, self.model = config, Transformer(preset(config.world))
         home, data, device = config.runs / config.world, config.runs / "data", config.loop.device
-        if config.start:
-            self.model.load_state_dict(load_average(home / config.start))
+        if config.init_from:
+            self.model.load_state_dict(load_average(home / config.init_from))
         self.model.to(device)
         self.autoencoder = load_trained(home / "autoencoder", device)
-        write_shards(data, range(config.shards), config.size, device)
-        encode_shards(data, range(config.shards), self.autoencoder, device)
-        self.clips = LatentClips(data, config.shards, config.size, config.text, config.loop.device)
+        shards = {"clips": config.shards, "sessions": config.sessions}
+        for kind, count in shards.items():
+            write_shards(data, kind, count, config.size, device)
+            encode_shards(data, kind, count, self.autoencoder, device)
+        self.clips = LatentClips(data, shards, config.size, config.text, device)
 
     def levels(self, batch: int, frames: int, generator: torch.Generator) -> Tensor:
         """Level indices (B, T): one per clip."""
         return logit_normal((batch, 1), generator).expand(batch, frames)
 
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        window = self.clips.draw(batch, self.config.frames, generator)
+        window = self.clips.window(self.clips.draw(batch, self.config.frames, generator), self.config.frames)
         frames = window.latents.shape[2]
         index = self.levels(batch, frames, generator).clone()
         given = torch.rand(batch, generator=generator, device=generator.device) < IMAGE_GIVEN
@@ -103,7 +110,8 @@ class FlowStage:
     def preview(self, model: nn.Module) -> Tensor:
         """Four clips: the true last frame of each latent frame above the one sampled in a few steps."""
         device = self.config.loop.device
-        window = self.clips.draw(4, self.config.frames, torch.Generator(device).manual_seed(1), text_drop=0.0)
+        sessions = self.clips.draw(4, self.config.frames, torch.Generator(device).manual_seed(1), text_drop=0.0)
+        window = self.clips.window(sessions, self.config.frames)
         noise = torch.randn(window.latents.shape, generator=torch.Generator(device).manual_seed(2), device=device)
         sampled = self.sample(model, window, noise)
         pictures = [self.autoencoder.decode(latents)[0][:, :, ::TEMPORAL_STRIDE] for latents in (window.latents, sampled)]

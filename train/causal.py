@@ -13,7 +13,8 @@ from sana_wm_env.model.execution import chunk_sizes
 
 from .bidirectional import FlowConfig, FlowStage
 from .levels import chunk_levels
-from .loop import LoopConfig, start_processes, train
+from .loop import LoopConfig, train
+from .processes import start_processes
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class CausalConfig(FlowConfig):
     """Trains the chunk-causal model of a world, from the bidirectional one."""
 
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=500))
-    start: str = "bidirectional"
+    init_from: str = "bidirectional"
     frames: int = 7
 
 

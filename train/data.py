@@ -1,8 +1,9 @@
 """Training clips of rooms, rendered on the training device and kept as shards on disk.
 
-A shard holds CLIPS_PER_SHARD clips of 97 frames (4 chunks, 13 latent frames) with exact poses. It is a function of its index alone, so a
-data folder can be thrown away, extended or made on another machine without changing what is trained on. Rendering costs more than reading,
-and the autoencoder and every stage of the transformer see the same clips: hence the files.
+There are two kinds of shard: clips of 97 frames, from which everything is learned, and sessions of 961 frames (a minute), on which the
+streaming model learns to go on. A shard is a function of its kind and index alone, so a data folder can be thrown away, extended or made on
+another machine without changing what is trained on. Rendering costs more than reading, and the autoencoder and every stage of the
+transformer see the same clips: hence the files.
 """
 
 from dataclasses import dataclass
@@ -19,11 +20,19 @@ from sana_wm_env.rooms import FOCAL, HELD_OUT, paths
 from sana_wm_env.rooms.render import render
 from sana_wm_env.rooms.scene import sample_scenes
 
-from .optim import barrier, rank, world_size
+from .processes import barrier, rank, world_size
 
-CLIPS_PER_SHARD = 32
-CLIP_CHUNKS = 4
-CLIP_FRAMES = 1 + CLIP_CHUNKS * paths.CHUNK_FRAMES
+
+@dataclass(frozen=True)
+class ShardKind:
+    """What a file of one kind holds: `count` clips of 1 + 24 * chunks frames each, in rooms with seeds from first_seed on."""
+
+    count: int
+    chunks: int
+    first_seed: int
+
+
+KINDS = {"clips": ShardKind(32, 4, 0), "sessions": ShardKind(4, 40, 2**30)}
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,7 @@ class Clips:
     captions: list[str]
 
 
-def render_clips(seeds: list[int], size: tuple[int, int], device: str | torch.device = "cpu", chunks: int = CLIP_CHUNKS) -> Clips:
+def render_clips(seeds: list[int], size: tuple[int, int], device: str | torch.device = "cpu", chunks: int = 4) -> Clips:
     """Renders one clip of 1 + 24 * chunks frames per seed; the focal length varies by a tenth around the default."""
     scenes = sample_scenes(seeds, device)
     starts = paths.sample_starts(scenes, seeds)
@@ -48,25 +57,35 @@ def render_clips(seeds: list[int], size: tuple[int, int], device: str | torch.de
     return Clips(frames, torch.linalg.inv(c2w[:, :1]) @ c2w, intrinsics, scenes.captions)
 
 
-def shard_path(folder: Path, index: int) -> Path:
-    return folder / f"rooms-{index:05d}.safetensors"
+def shard_path(folder: Path, kind: str, index: int) -> Path:
+    return folder / f"{kind}-{index:05d}.safetensors"
 
 
-def write_shards(folder: Path, indices: range, size: tuple[int, int], device: str = "cpu") -> None:
-    """Renders the shards that are not there yet, shared among the processes. A half-written file never bears a shard's name."""
+def write_shards(folder: Path, kind: str, count: int, size: tuple[int, int], device: str = "cpu") -> None:
+    """Renders those of the first `count` shards that are not there yet, shared among the processes.
+
+    A half-written file never bears a shard's name. ValueError where a shard would use held-out rooms.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [index for index in indices if not shard_path(folder, index).exists()]
+    missing = [index for index in range(count) if not shard_path(folder, kind, index).exists()]
     barrier()
-    for index in tqdm(missing[rank() :: world_size()], desc="rendering rooms", unit="shard", disable=not missing):
-        seeds = list(range(index * CLIPS_PER_SHARD, (index + 1) * CLIPS_PER_SHARD))
-        if seeds[-1] >= HELD_OUT:
-            raise ValueError(f"shard {index} would use held-out rooms; shards up to {HELD_OUT // CLIPS_PER_SHARD - 1} are for training")
-        clips = render_clips(seeds, size, device)
+    for index in tqdm(missing[rank() :: world_size()], desc=f"rendering {kind}", unit="shard", disable=not missing):
+        clips = render_clips(seeds_of(kind, index), size, device, KINDS[kind].chunks)
         tensors = {"frames": clips.frames.cpu(), "c2w": clips.c2w.cpu(), "intrinsics_px": clips.intrinsics_px}
-        part = shard_path(folder, index).with_suffix(".part")
+        part = shard_path(folder, kind, index).with_suffix(".part")
         save_file(tensors, part, metadata={"captions": "\n".join(clips.captions)})
-        part.rename(shard_path(folder, index))
+        part.rename(shard_path(folder, kind, index))
     barrier()
+
+
+def seeds_of(kind: str, index: int) -> list[int]:
+    """Seeds of the rooms of one shard, none of them held out."""
+    shape = KINDS[kind]
+    first = shape.first_seed + index * shape.count
+    if first + shape.count > HELD_OUT:
+        last = (HELD_OUT - shape.first_seed) // shape.count - 1
+        raise ValueError(f"shard {index} of {kind} would use held-out rooms; those up to {last} are for training")
+    return list(range(first, first + shape.count))
 
 
 def read_shard(path: Path) -> Clips:

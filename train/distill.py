@@ -1,11 +1,13 @@
-"""Stage 4: few-step streaming. The student rolls out on its own past, as the environment will use it.
+"""Stage 4: few-step streaming. The student rolls out on its own past, as the environment will use it, for as long as a session lasts.
 
 A short distillation, not distribution matching: the roll-out is self-forcing's (Huang et al. 2025: one shared random exit step, gradient in
-the exit call only, detached clean-pass state), but the target is the true latent of the clip, which rooms can provide, instead of a pair of
-score models. A regression blurs what the past leaves open; it does not blur what the past determines.
+the exit call only), but the target is the true latent of the clip, which rooms can provide, instead of a pair of score models. A regression
+blurs what the past leaves open; it does not blur what the past determines.
+
+Half of every batch opens new sessions. The other half goes on where earlier steps have left theirs, with the state they have left it in
+(streaming long tuning, Yang et al. 2025, LongLive): a minute of history costs no more than a chunk of it.
 """
 
-import math
 from dataclasses import dataclass, field
 
 import torch
@@ -13,14 +15,23 @@ from torch import Tensor, nn
 
 from sana_wm_env.model.execution import chunk_spans
 from sana_wm_env.model.sampler import STREAMING_SIGMAS, frame_timesteps, sample_chunk, with_image
+from sana_wm_env.model.state import (
+    BlockState,
+    CameraContext,
+    DeltaState,
+    Mappable,
+    TextContext,
+    TransformerState,
+    WindowEntry,
+    WindowState,
+    map_tensors,
+)
 
 from .bidirectional import FlowConfig, FlowStage
-from .latents import Window
-from .loop import LoopConfig, start_processes, train
-from .optim import rank
+from .latents import Sessions, Window
+from .loop import LoopConfig, train
 from .pack import PackConfig, pack
-
-LONGEST_GAP = 120  # latent frames: a minute
+from .processes import rank, start_processes
 
 
 @dataclass(frozen=True)
@@ -29,18 +40,36 @@ class DistillConfig(FlowConfig):
 
     Attributes:
         sigmas: noise levels of the sampler, ending at 0.
-        late: share of the samples that play late in a session, see `DistillStage.late_in_a_session`.
     """
 
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=300))
-    start: str = "causal"
-    late: float = 0.0
-    frames: int = 10
+    init_from: str = "causal"
+    sessions: int = 40
+    frames: int = 7
     sigmas: tuple[float, ...] = STREAMING_SIGMAS
+
+
+@dataclass(frozen=True)
+class Ongoing(Mappable):
+    """A batch of sessions in mid-play: where they lie in the clips, how often they go on from the truth, and the model's state.
+
+    trust (B,) is the share of a session's chunks that are committed as the clip has them, not as the model imagined them. With its own past
+    only, a model would be taught to forget what it has imagined, as the truth behind the next corner is another; with the true past only,
+    it would not learn to live with its errors.
+    """
+
+    sessions: Sessions
+    trust: Tensor
+    state: TransformerState | None
+
+
+# what a checkpoint may hold of sessions in mid-play
+torch.serialization.add_safe_globals([Ongoing, Sessions, TransformerState, BlockState, DeltaState, WindowState, WindowEntry])
 
 
 class DistillStage(FlowStage):
     config: DistillConfig
+    carried: Ongoing | None = None
 
     def sample(self, model: nn.Module, window: Window, noise: Tensor) -> Tensor:
         """Latents like `noise`, chunk by chunk on the model's own past, exactly as the environment samples them."""
@@ -52,47 +81,66 @@ class DistillStage(FlowStage):
             state = model.commit(chunks[-1], text, cameras, state)
         return torch.cat(chunks, 2)
 
-    def late_in_a_session(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """What a share `late` of the samples pretends, for clips are short and sessions are not.
-
-        Returns origin (B, 4, 4), a first camera up to 3 m away and turned any way from where poses are counted, and gap (B,), latent frames
-        that have passed between the first chunk and the second. Both are nothing for the other samples.
-        """
-        kwargs = {"generator": generator, "device": generator.device}
-        late = torch.rand(2, batch, **kwargs) < self.config.late
-        yaw = (2 * torch.rand(batch, **kwargs) - 1) * math.pi * late[0]
-        origin = torch.eye(4, device=generator.device).repeat(batch, 1, 1)
-        origin[:, 0, 0], origin[:, 0, 2], origin[:, 2, 0], origin[:, 2, 2] = yaw.cos(), yaw.sin(), -yaw.sin(), yaw.cos()
-        reach = torch.tensor([3.0, 0.5, 3.0], device=generator.device)
-        origin[:, :3, 3] = (2 * torch.rand(batch, 3, **kwargs) - 1) * reach * late[0, :, None]
-        gap = torch.randint(1, LONGEST_GAP, (batch,), **kwargs) * late[1]
-        return origin, gap
-
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        device, sigmas = generator.device, self.config.sigmas
-        origin, gap = self.late_in_a_session(batch, generator)
-        window = self.clips.draw(batch, self.config.frames, generator, origin=origin)
-        # one exit step for all chunks and all processes, as every chunk's caches come from it
-        exit_step = int(torch.randint(len(sigmas) - 1, (), generator=torch.Generator().manual_seed(generator.initial_seed() // 4096)))
-        text = self.model.text_context(window.text, window.text_mask)
-        state, losses, spans = None, [], chunk_spans(self.config.frames, self.model.config.chunk)
+        # one exit step for all chunks and all processes, as every chunk's state comes from it
+        shared = torch.Generator().manual_seed(generator.initial_seed() // 4096)
+        exit_step = int(torch.randint(len(self.config.sigmas) - 1, (), generator=shared))
+        half = max(batch // 2, 1)
+        trust = torch.rand(half, generator=generator, device=generator.device)
+        new = Ongoing(self.clips.draw(half, self.config.frames, generator), trust, None)
+        opened, losses = self.play(new, exit_step, generator)
+        scalars = {f"chunk{n}": loss.item() for n, loss in enumerate(losses)}
+        if self.carried is None:
+            self.carried = self.unfinished(opened)
+        else:
+            continued, later = self.play(self.carried, exit_step, generator)
+            losses += later
+            scalars |= {"later": later[-1].item(), "age": continued.state.next_frame.float().mean().item()}
+            self.carried = self.unfinished(map_tensors(lambda *values: torch.cat(values), continued, opened), half)
+        return torch.stack(losses).mean(), {**scalars, "exit_step": float(exit_step)}
+
+    def play(self, ongoing: Ongoing, exit_step: int, generator: torch.Generator) -> tuple[Ongoing, list[Tensor]]:
+        """The next chunks of some sessions: where they stand afterwards, and the squared error of each chunk's latents."""
+        state, chunk = ongoing.state, self.model.config.chunk
+        first = None if state is None else state.next_frame
+        spans = chunk_spans(self.config.frames, chunk)
+        if state is not None:
+            spans = tuple((chunk * n, chunk * (n + 1)) for n in range(len(spans)))
+        window = self.clips.window(ongoing.sessions, spans[-1][1], first)
+        text, losses = self.model.text_context(window.text, window.text_mask), []
         for begin, end in spans:
             truth = window.latents[:, :, begin:end].contiguous()
-            cameras = self.model.camera_context(window.camera[:, begin:end], window.plucker[:, :, begin:end], begin + gap * (begin > 0))
+            position = begin if first is None else first + begin
+            cameras = self.model.camera_context(window.camera[:, begin:end], window.plucker[:, :, begin:end], position)
             image = truth[:, :, :1] if state is None else None
-            x = with_image(torch.randn(truth.shape, generator=generator, device=device), image)
-            for call in range(exit_step + 1):
-                with torch.set_grad_enabled(call == exit_step):
-                    velocity = self.model.stream(x, frame_timesteps(sigmas[call], x, image), text, cameras, state)
-                    step = sigmas[call] - (sigmas[call + 1] if call < exit_step else 0.0)
-                    x = with_image(x - step * velocity, image)
+            x = with_image(torch.randn(truth.shape, generator=generator, device=generator.device), image)
+            x = self.denoise(x, exit_step, text, cameras, state, image)
             given = 0 if image is None else 1
             losses.append((x - truth)[:, :, given:].square().mean())
-            if end < spans[-1][1]:
-                with torch.no_grad():
-                    state = self.model.commit(x.detach(), text, cameras, state)
-        scalars = {f"chunk{n}": loss.item() for n, loss in enumerate(losses)}
-        return torch.stack(losses).mean(), {**scalars, "exit_step": float(exit_step)}
+            trusted = torch.rand(len(x), generator=generator, device=generator.device) < ongoing.trust
+            past = torch.where(trusted[:, None, None, None, None], truth, x.detach())
+            # what to remember is learned from the chunk after, hence with gradient wherever there is one
+            with torch.set_grad_enabled(end < spans[-1][1]):
+                state = self.model.commit(past, text, cameras, state)
+        return Ongoing(ongoing.sessions, ongoing.trust, state.detach()), losses
+
+    def denoise(
+        self, x: Tensor, exit_step: int, text: TextContext, cameras: CameraContext, state: TransformerState | None, image: Tensor | None
+    ) -> Tensor:
+        """From noise to the clean latents that the exit call predicts; the gradient is that call's."""
+        sigmas = self.config.sigmas
+        for call in range(exit_step + 1):
+            with torch.set_grad_enabled(call == exit_step):
+                velocity = self.model.stream(x, frame_timesteps(sigmas[call], x, image), text, cameras, state)
+                step = sigmas[call] - (sigmas[call + 1] if call < exit_step else 0.0)
+                x = with_image(x - step * velocity, image)
+        return x
+
+    def unfinished(self, ongoing: Ongoing, most: int | None = None) -> Ongoing | None:
+        """The first `most` of the sessions whose clips last for another play, None if there is none."""
+        ahead = self.model.config.chunk * len(chunk_spans(self.config.frames, self.model.config.chunk))
+        rows = (self.clips.left(ongoing.sessions) >= ongoing.state.next_frame + ahead).nonzero()[:most, 0]
+        return ongoing.map(lambda value: value[rows]) if len(rows) else None
 
 
 def run(config: DistillConfig) -> None:

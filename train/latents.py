@@ -13,15 +13,15 @@ from sana_wm_env.model.cameras import camera_inputs
 from sana_wm_env.model.text import TextEncoder, TextEncoderConfig
 
 from .data import Clips, read_shard, shard_path
-from .optim import barrier, rank, world_size
+from .processes import barrier, rank, world_size
 
 
 @dataclass(frozen=True)
 class Window:
-    """A batch of clips of T latent frames that each begin at some latent frame of a longer one.
+    """A batch of stretches of T latent frames.
 
-    latents (B, C, T, h, w), the first frame encoded as the still image that opens a clip; camera (B, T, 20) and plucker (B, 48, T, h, w)
-    as the network takes them, relative to the window's own first frame; text (B, L, W) and text_mask (B, L).
+    latents (B, C, T, h, w); camera (B, T, 20) and plucker (B, 48, T, h, w) as the network takes them, relative to the first frame of the
+    session that the stretch belongs to; text (B, L, W) and text_mask (B, L). The latent that opens a session is encoded as a still image.
     """
 
     latents: Tensor
@@ -31,63 +31,86 @@ class Window:
     text_mask: Tensor
 
 
-class LatentClips:
-    """All clips of a data folder in memory: latents (N, T, C, h, w) of every latent frame as a still and in motion, poses, text."""
+@dataclass(frozen=True)
+class Sessions:
+    """Where B sessions lie in the clips: clip and start (B,) int64, the latent frame of the clip that opens them; keep_text (B,) bool."""
 
-    def __init__(self, folder: Path, shards: int, size: tuple[int, int], text: TextEncoderConfig, device: str):
+    clip: Tensor
+    start: Tensor
+    keep_text: Tensor
+
+
+class LatentClips:
+    """All clips of a data folder in memory, end to end: latents of every latent frame as a still and in motion, poses, text.
+
+    `shards` says how many shards of which kind are read; clips may differ in length.
+    """
+
+    def __init__(self, folder: Path, shards: dict[str, int], size: tuple[int, int], text: TextEncoderConfig, device: str):
         self.size, self.device = size, device
-        parts = [load_file(_latent_path(folder, index)) for index in range(shards)]
-        captions = [caption for index in range(shards) for caption in read_shard(shard_path(folder, index)).captions]
-        self.stills, self.moving, self.c2w, self.intrinsics_px = (
-            torch.cat([part[key] for part in parts]).to(device) for key in ("stills", "moving", "c2w", "intrinsics_px")
-        )
+        names = [(kind, index) for kind, count in shards.items() for index in range(count)]
+        parts = [load_file(latents_path(folder, *name)) for name in names]
+        captions = [caption for name in names for caption in read_shard(shard_path(folder, *name)).captions]
+        lengths = torch.tensor([part["moving"].shape[1] for part in parts for _ in part["moving"]])
+        self.lengths, self.first = lengths.to(device), (lengths.cumsum(0) - lengths).to(device)  # in latent frames
+        self.stills, self.moving = (torch.cat([part[key].flatten(0, 1) for part in parts]).to(device) for key in ("stills", "moving"))
+        # eight poses per latent frame; the last seven of every clip are only there to make it even
+        self.c2w = torch.cat([_even(part["c2w"]).flatten(0, 1) for part in parts]).to(device)
+        self.intrinsics_px = torch.cat([part["intrinsics_px"] for part in parts]).to(device)
         encoder = TextEncoder(text)
         self.text, self.text_mask = (value.to(device) for value in encoder.encode(captions))
         self.null, self.null_mask = (value.to(device) for value in encoder.encode([""]))
 
-    def draw(self, batch: int, frames: int, generator: torch.Generator, text_drop: float = 0.1, origin: Tensor | None = None) -> Window:
-        """A window of `frames` latent frames from each of `batch` random clips; the caption is dropped with probability text_drop.
-
-        `origin` (B, 4, 4) is where the first camera stands in the frame that poses refer to, the identity if not given.
-        """
-        clips, longest = self.stills.shape[:2]
-        if frames > longest:
-            raise ValueError(f"a window of {frames} latent frames was asked for, the clips have {longest}")
+    def draw(self, batch: int, frames: int, generator: torch.Generator, text_drop: float = 0.1) -> Sessions:
+        """Sessions with at least `frames` latent frames to go, uniform among all. The caption is dropped with probability text_drop."""
+        places = (self.lengths - frames + 1).clamp(min=0).cumsum(0)
+        if places[-1] == 0:
+            raise ValueError(f"a window of {frames} latent frames was asked for, the clips have {int(self.lengths.max())}")
         kwargs = {"generator": generator, "device": self.device}
-        clip = torch.randint(clips, (batch,), **kwargs)
-        start = torch.randint(longest - frames + 1, (batch,), **kwargs)
-        keep = torch.rand(batch, **kwargs) >= text_drop
-        return self.window(clip, start, frames, keep, origin)
+        place = (torch.rand(batch, dtype=torch.float64, **kwargs) * places[-1]).long()
+        clip = torch.searchsorted(places, place, right=True)
+        start = place - torch.where(clip > 0, places[clip - 1], 0)
+        return Sessions(clip, start, torch.rand(batch, **kwargs) >= text_drop)
 
-    def window(self, clip: Tensor, start: Tensor, frames: int, keep_text: Tensor, origin: Tensor | None = None) -> Window:
-        """The windows that begin at latent frame start (B,) of clips (B,)."""
-        index = start[:, None] + torch.arange(frames, device=self.device)  # (B, T)
-        latents = self.moving[clip[:, None], index]
-        latents[:, 0] = self.stills[clip, start]
-        raw = TEMPORAL_STRIDE * start[:, None] + torch.arange(TEMPORAL_STRIDE * (frames - 1) + 1, device=self.device)
-        c2w = self.c2w[clip[:, None], raw]  # (B, F, 4, 4)
-        c2w = (torch.linalg.inv(c2w[:, :1]) @ c2w).float()
-        if origin is not None:
-            c2w = origin[:, None] @ c2w
-        camera, plucker = camera_inputs(c2w, self.intrinsics_px[clip], self.size, tuple(latents.shape[-2:]))
-        text = torch.where(keep_text[:, None, None], self.text[clip], self.null)
-        text_mask = torch.where(keep_text[:, None], self.text_mask[clip], self.null_mask)
+    def left(self, sessions: Sessions) -> Tensor:
+        """Latent frames (B,) that the clips have from the beginning of the sessions on."""
+        return self.lengths[sessions.clip] - sessions.start
+
+    def window(self, sessions: Sessions, frames: int, begin: Tensor | None = None) -> Window:
+        """Latent frames begin, begin + 1, .. of the sessions; begin (B,) > 0, or None for their first frames."""
+        opens = begin is None
+        origin = self.first[sessions.clip] + sessions.start
+        first = origin if begin is None else origin + begin
+        latents = self.moving[first[:, None] + torch.arange(frames, device=self.device)]  # (B, T, C, h, w)
+        if opens:
+            latents[:, 0] = self.stills[origin]
+        stop = TEMPORAL_STRIDE * (frames - 1) + 1
+        raw = torch.arange(0 if opens else 1 - TEMPORAL_STRIDE, stop, device=self.device)
+        c2w = self.c2w[TEMPORAL_STRIDE * first[:, None] + raw]  # (B, F, 4, 4)
+        c2w = (torch.linalg.inv(self.c2w[TEMPORAL_STRIDE * origin])[:, None] @ c2w).float()
+        camera, plucker = camera_inputs(c2w, self.intrinsics_px[sessions.clip], self.size, tuple(latents.shape[-2:]), opens)
+        text = torch.where(sessions.keep_text[:, None, None], self.text[sessions.clip], self.null)
+        text_mask = torch.where(sessions.keep_text[:, None], self.text_mask[sessions.clip], self.null_mask)
         return Window(latents.float().transpose(1, 2), camera, plucker, text, text_mask)
 
 
 @torch.inference_mode()
-def encode_shards(folder: Path, indices: range, autoencoder: Autoencoder, device: str = "cpu") -> None:
-    """Writes the latents of shards that have none yet, half precision, beside them, shared among the processes."""
-    missing = [index for index in indices if not _latent_path(folder, index).exists()]
+def encode_shards(folder: Path, kind: str, count: int, autoencoder: Autoencoder, device: str = "cpu") -> None:
+    """Writes the latents of those of the first `count` shards that have none yet, half precision, shared among the processes."""
+    missing = [index for index in range(count) if not latents_path(folder, kind, index).exists()]
     barrier()
-    for index in tqdm(missing[rank() :: world_size()], desc="encoding rooms", unit="shard", disable=not missing):
-        clips = read_shard(shard_path(folder, index))
+    for index in tqdm(missing[rank() :: world_size()], desc=f"encoding {kind}", unit="shard", disable=not missing):
+        clips = read_shard(shard_path(folder, kind, index))
         stills, moving = zip(*(_encode(clips, row, autoencoder, device) for row in range(len(clips.captions))), strict=True)
-        path = _latent_path(folder, index)
+        path = latents_path(folder, kind, index)
         tensors = {"stills": torch.stack(stills), "moving": torch.stack(moving), "c2w": clips.c2w, "intrinsics_px": clips.intrinsics_px}
         save_file(tensors, path.with_suffix(".part"))
         path.with_suffix(".part").rename(path)
     barrier()
+
+
+def latents_path(folder: Path, kind: str, index: int) -> Path:
+    return folder / f"{kind}-{index:05d}.latents.safetensors"
 
 
 def _encode(clips: Clips, row: int, autoencoder: Autoencoder, device: str) -> tuple[Tensor, Tensor]:
@@ -99,5 +122,6 @@ def _encode(clips: Clips, row: int, autoencoder: Autoencoder, device: str) -> tu
     return stills.half().cpu().contiguous(), moving.half().cpu().contiguous()
 
 
-def _latent_path(folder: Path, index: int) -> Path:
-    return folder / f"latents-{index:05d}.safetensors"
+def _even(c2w: Tensor) -> Tensor:
+    """Poses (N, 8 (T - 1) + 1, 4, 4), the last repeated: (N, 8 T, 4, 4)."""
+    return torch.cat([c2w, c2w[:, -1:].expand(-1, TEMPORAL_STRIDE - 1, -1, -1)], 1)

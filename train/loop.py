@@ -1,22 +1,22 @@
 """The one training loop: every stage brings a model and a loss, the loop brings steps, averaging, checkpoints and a progress bar.
 
-The batch of a step is a function of (seed, step, process) alone, so a run that was killed goes on exactly as if it had not been.
+The batch of a step is a function of (seed, step, process) and of what the stage carries, which is saved, so a run that was killed goes on
+exactly as if it had not been.
 """
 
-import os
 import signal
 import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .optim import OptimConfig, average_gradients, optimisers, rank, schedule, world_size
+from .optim import OptimConfig, optimisers, schedule
+from .processes import any_process, average_gradients, gathered, rank, world_size
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,13 @@ class LoopConfig:
 
 
 class Stage(Protocol):
-    """What a stage brings to the loop."""
+    """What a stage brings to the loop.
+
+    carried is what this process keeps from step to step besides weights: None, or dataclasses of tensors that `torch.load` may make.
+    """
 
     model: nn.Module
+    carried: Any
 
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Loss of `batch` samples drawn with the generator, and scalars worth logging."""
@@ -70,7 +74,7 @@ def train(stage: Stage, config: LoopConfig, out: Path) -> nn.Module:
     model, optimiser = stage.model, optimisers(stage.model, config.optim)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     path = out / "checkpoint.pt"
-    step, seconds = _resume(path, model, optimiser, average, config)
+    step, seconds = _resume(path, stage, optimiser, average, config)
     stop = _catch_sigterm()
     writer = _writer(out)
     bar = tqdm(total=config.steps, initial=step, desc=out.name, unit="step", disable=rank() > 0, smoothing=0.05)
@@ -101,21 +105,15 @@ def train(stage: Stage, config: LoopConfig, out: Path) -> nn.Module:
             | {"samples/s": f"{config.batch * bar.format_dict['n'] and config.batch * (bar.format_dict['rate'] or 0):.1f}"}
         )
         _log(writer, stage, model, average, scalars, step, config)
-        if now - saved > 60 * config.save_minutes or step == config.steps:
-            _save(path, model, optimiser, average, step, seconds + now - began, config)
+        if any_process(now - saved > 60 * config.save_minutes or step == config.steps):
+            _save(path, stage, optimiser, average, step, seconds + now - began, config)
             saved = now
     bar.close()
     if stop.asked():
-        _save(path, model, optimiser, average, step, seconds + time.monotonic() - began, config)
+        _save(path, stage, optimiser, average, step, seconds + time.monotonic() - began, config)
         sys.exit(f"stopped at step {step}; the same command resumes from {path}")
     model.load_state_dict(average)
     return model
-
-
-def start_processes() -> None:
-    """Joins the group of processes that torchrun started, if any; on a CPU each then uses one thread."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
 def _average(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
@@ -126,26 +124,30 @@ def _average(average: dict[str, Tensor], model: nn.Module, decay: float) -> None
             average[name].copy_(value)
 
 
-def _resume(path: Path, model: nn.Module, optimiser: list, average: dict[str, Tensor], config: LoopConfig) -> tuple[int, float]:
+def _resume(path: Path, stage: Stage, optimiser: list, average: dict[str, Tensor], config: LoopConfig) -> tuple[int, float]:
     if not path.exists():
         return 0, 0.0
     saved = torch.load(path, map_location=config.device, weights_only=True)
-    model.load_state_dict(saved["model"])
+    stage.model.load_state_dict(saved["model"])
     for one, state in zip(optimiser, saved["optimiser"], strict=True):
         one.load_state_dict(state)
     for name, value in saved["average"].items():
         average[name].copy_(value)
+    if len(saved["carried"]) == world_size():  # with another number of processes each starts anew
+        stage.carried = saved["carried"][rank()]
     return saved["step"], saved["seconds"]
 
 
-def _save(path: Path, model: nn.Module, optimiser: list, average: dict[str, Tensor], step: int, seconds: float, config: LoopConfig) -> None:
+def _save(path: Path, stage: Stage, optimiser: list, average: dict[str, Tensor], step: int, seconds: float, config: LoopConfig) -> None:
+    carried = gathered(stage.carried)
     if rank() > 0:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {
-        "model": model.state_dict(),
+        "model": stage.model.state_dict(),
         "optimiser": [o.state_dict() for o in optimiser],
         "average": average,
+        "carried": carried,
         "step": step,
         "seconds": seconds,
     }
@@ -174,11 +176,7 @@ class _catch_sigterm:
         self.signal = True
 
     def asked(self) -> bool:
-        if world_size() == 1:
-            return self.signal
-        flag = torch.tensor(float(self.signal))
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag)
+        return any_process(self.signal)
 
 
 def _writer(out: Path):

@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .processes import rank, world_size
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -78,31 +80,3 @@ def optimisers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimi
         Muon(matrices, config.lr, config.momentum, config.weight_decay),
         torch.optim.AdamW(rest, config.adam_lr, betas=config.betas, weight_decay=0.0),
     ]
-
-
-def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
-
-
-@torch.no_grad()
-def average_gradients(model: nn.Module) -> None:
-    """Mean of the gradients over all processes, in one message. A parameter that a step did not use counts as zero gradient."""
-    params = [p for p in model.parameters() if p.requires_grad]
-    for param in params:
-        if param.grad is None:
-            param.grad = torch.zeros_like(param)
-    if world_size() == 1:
-        return
-    flat = torch.cat([p.grad.flatten() for p in params])
-    dist.all_reduce(flat)
-    for param, grad in zip(params, (flat / world_size()).split([p.numel() for p in params]), strict=True):
-        param.grad.copy_(grad.view_as(param))

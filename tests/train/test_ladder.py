@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from sana_wm_env.model.autoencoder import AutoencoderConfig
+from sana_wm_env.model.text import TextEncoderConfig
 from sana_wm_env.rooms import HELD_OUT
 from sana_wm_env.train import autoencoder, bidirectional, causal, data, distill
-from sana_wm_env.train.latents import LatentClips
-from sana_wm_env.train.loop import LoopConfig
+from sana_wm_env.train.latents import LatentClips, Sessions, encode_shards
+from sana_wm_env.train.loop import LoopConfig, train
+from sana_wm_env.train.optim import OptimConfig
 
 LOOP = LoopConfig(steps=2, batch=2, preview=2)
+KINDS = {"clips": data.ShardKind(2, 4, 0), "sessions": data.ShardKind(2, 8, 2**30)}
 
 
 @pytest.fixture(scope="module")
@@ -22,16 +25,17 @@ def runs(tmp_path_factory) -> Path:
     """A folder of runs with one shard of two clips and an autoencoder trained for two steps."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "CLIPS_PER_SHARD", 2)
+        patch.setattr(data, "KINDS", KINDS)
         small = AutoencoderConfig(fine=16, coarse=32, encoder_blocks=1, decoder_blocks=1)
         autoencoder.run(autoencoder.AutoencoderStageConfig(runs=folder, shards=1, loop=LOOP, model=small))
     return folder
 
 
-def test_the_ladder_ends_in_a_world(runs):
+def test_the_ladder_ends_in_a_world(runs, monkeypatch):
+    monkeypatch.setattr(data, "KINDS", KINDS)
     bidirectional.run(bidirectional.BidirectionalConfig(runs=runs, shards=1, loop=LOOP))
     causal.run(causal.CausalConfig(runs=runs, shards=1, loop=LOOP))
-    distill.run(distill.DistillConfig(runs=runs, shards=1, loop=LOOP, frames=7))
+    distill.run(distill.DistillConfig(runs=runs, shards=1, sessions=1, loop=LOOP))
     env = gym.make("SanaWM-v0", world=str(runs / "rooms" / "world"))
     env.reset(seed=0)
     frames, *_ = env.step(np.zeros(6, np.float32))
@@ -39,18 +43,47 @@ def test_the_ladder_ends_in_a_world(runs):
     env.close()
 
 
+def at(clip: list[int], start: list[int], keep_text: list[bool]) -> Sessions:
+    return Sessions(torch.tensor(clip), torch.tensor(start), torch.tensor(keep_text))
+
+
 def test_windows_begin_at_their_own_first_frame(runs):
-    config = bidirectional.BidirectionalConfig(runs=runs, shards=1, loop=LOOP)
-    clips = LatentClips(runs / "data", 1, (64, 64), config.text, "cpu")
-    window = clips.window(torch.tensor([0, 1]), torch.tensor([0, 5]), 4, torch.tensor([True, False]))
-    assert torch.equal(window.latents[1, :, 0], clips.stills[1, 5].float())
-    assert torch.equal(window.latents[1, :, 1:], clips.moving[1, 6:9].float().transpose(0, 1))
+    clips = LatentClips(runs / "data", {"clips": 1}, (64, 64), TextEncoderConfig(), "cpu")
+    window = clips.window(at([0, 1], [0, 5], [True, False]), 4)
+    assert torch.equal(window.latents[1, :, 0], clips.stills[13 + 5].float())
+    assert torch.equal(window.latents[1, :, 1:], clips.moving[13 + 6 : 13 + 9].float().transpose(0, 1))
     assert torch.allclose(window.camera[:, 0, :16], torch.eye(4).flatten().expand(2, -1), atol=1e-6)
-    relative = torch.linalg.inv(clips.c2w[1, 40]) @ clips.c2w[1, 64]
+    c2w = data.read_shard(data.shard_path(runs / "data", "clips", 0)).c2w[1]
+    relative = torch.linalg.inv(c2w[40]) @ c2w[64]
     assert torch.allclose(window.camera[1, 3, :16], relative.flatten().float(), atol=1e-6)
     assert window.text_mask[0].sum() > 1 and window.text_mask[1].sum() == 1
-    with pytest.raises(ValueError, match="the clips have 13"):
-        clips.draw(1, 14, torch.Generator())
+
+
+def test_a_window_goes_on_where_the_one_before_ended(runs):
+    """Two windows of a session, and the same frames in one; the later one may begin elsewhere in every row."""
+    clips = LatentClips(runs / "data", {"clips": 1}, (64, 64), TextEncoderConfig(), "cpu")
+    sessions = at([0, 1], [0, 2], [True, True])
+    whole, later = clips.window(sessions, 10), clips.window(sessions, 3, torch.tensor([4, 7]))
+    for row, begin in enumerate((4, 7)):
+        for name in ("latents", "plucker"):
+            assert torch.allclose(getattr(later, name)[row], getattr(whole, name)[row, :, begin : begin + 3], atol=1e-6), name
+        assert torch.allclose(later.camera[row], whole.camera[row, begin : begin + 3], atol=1e-6)
+
+
+def test_sessions_are_drawn_where_enough_is_left(runs, monkeypatch):
+    monkeypatch.setattr(data, "KINDS", KINDS)
+    data.write_shards(runs / "data", "sessions", 1, (64, 64))
+    autoencoder_ = autoencoder.load_trained(runs / "rooms" / "autoencoder", "cpu")
+    encode_shards(runs / "data", "sessions", 1, autoencoder_)
+    clips = LatentClips(runs / "data", {"clips": 1, "sessions": 1}, (64, 64), TextEncoderConfig(), "cpu")
+    assert clips.lengths.tolist() == [13, 13, 25, 25]
+    drawn = clips.draw(500, 12, torch.Generator().manual_seed(0))
+    assert clips.left(drawn).min() == 12
+    places = set(zip(drawn.clip.tolist(), drawn.start.tolist(), strict=True))
+    assert places == {(clip, start) for clip, count in enumerate((2, 2, 14, 14)) for start in range(count)}
+    assert set(clips.draw(50, 14, torch.Generator()).clip.tolist()) == {2, 3}
+    with pytest.raises(ValueError, match="the clips have 25"):
+        clips.draw(1, 26, torch.Generator())
 
 
 def test_a_stage_scores_only_what_it_has_to_predict(runs):
@@ -66,13 +99,49 @@ def test_a_stage_scores_only_what_it_has_to_predict(runs):
     assert max(losses) < 1e-4
 
 
+def test_sessions_go_on_until_their_clips_end_and_survive_a_stop(runs, tmp_path, monkeypatch):
+    """Distillation with a stop in the middle gives the same losses, bit for bit, as without: what sessions carry is saved."""
+    monkeypatch.setattr(data, "KINDS", KINDS)
+
+    def losses(home: Path, steps: list[int]) -> tuple[list[float], list[float]]:
+        (home / "rooms").mkdir(parents=True, exist_ok=True)
+        for name in ("data", "rooms/autoencoder"):
+            if not (home / name).exists():
+                (home / name).symlink_to(runs / name)
+        seen, ages = [], []
+        for stop in steps:
+            # the rates of both runs must not depend on where they stop
+            optim = OptimConfig(warmup=1, decay=0.0)
+            config = distill.DistillConfig(
+                runs=home, shards=1, sessions=1, init_from="", loop=LoopConfig(steps=stop, batch=4, preview=0, optim=optim)
+            )
+            stage = distill.DistillStage(config)
+            original = stage.loss
+
+            def loss(batch, generator, original=original):
+                value, scalars = original(batch, generator)
+                seen.append(value.item())
+                ages.append(scalars.get("age", 0.0))
+                return value, scalars
+
+            stage.loss = loss
+            train(stage, config.loop, home / "rooms" / "distill")
+        return seen, ages
+
+    whole, ages = losses(tmp_path / "whole", [5])
+    parts, _ = losses(tmp_path / "parts", [3, 5])
+    assert whole == parts
+    assert 13 <= max(ages) <= 25
+
+
 def test_shards_are_a_function_of_their_index(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "CLIPS_PER_SHARD", 2)
+    monkeypatch.setattr(data, "KINDS", KINDS)
     again = data.render_clips([1], (64, 64))
-    shard = data.read_shard(data.shard_path(runs / "data", 0))
+    shard = data.read_shard(data.shard_path(runs / "data", "clips", 0))
     assert torch.equal(again.frames[0], shard.frames[1]) and again.captions[0] == shard.captions[1]
     with pytest.raises(ValueError, match="held-out"):
-        data.write_shards(tmp_path, range(HELD_OUT // 2, HELD_OUT // 2 + 1), (64, 64))
+        data.seeds_of("clips", HELD_OUT // 2)
+    assert data.seeds_of("clips", HELD_OUT // 2 - 1)[-1] == HELD_OUT - 1
 
 
 def test_missing_stages_are_named(tmp_path, runs):
@@ -80,4 +149,4 @@ def test_missing_stages_are_named(tmp_path, runs):
     with pytest.raises(FileNotFoundError, match="sana-wm train autoencoder"):
         bidirectional.FlowStage(config)
     with pytest.raises(FileNotFoundError, match="sana-wm train nowhere"):
-        bidirectional.FlowStage(replace(config, runs=runs, start="nowhere"))
+        bidirectional.FlowStage(replace(config, runs=runs, init_from="nowhere"))

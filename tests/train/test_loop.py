@@ -13,6 +13,8 @@ from sana_wm_env.train.optim import OptimConfig, optimisers, orthogonalise, sche
 class Regression:
     """A small network that learns a fixed matrix from noise drawn with the loop's generator."""
 
+    carried = None
+
     def __init__(self, broken_at: float = float("inf")):
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(32, 32), nn.SiLU(), nn.Linear(32, 32))
