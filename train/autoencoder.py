@@ -41,6 +41,7 @@ class AutoencoderStage:
     """
 
     carried = None
+    parts = None
 
     def __init__(self, config: AutoencoderStageConfig):
         self.config, self.model = config, Autoencoder(config.model).to(config.loop.device, memory_format=torch.channels_last)

@@ -67,6 +67,7 @@ class FlowStage:
 
     rule: Rule = "bidirectional"
     carried: Any = None
+    parts: dict[str, float] | None = None
 
     def __init__(self, config: FlowConfig):
         torch.manual_seed(config.loop.seed)

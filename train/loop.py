@@ -45,11 +45,16 @@ class LoopConfig:
 class Stage(Protocol):
     """What a stage brings to the loop.
 
-    carried is what this process keeps from step to step besides weights: None, or dataclasses of tensors that `torch.load` may make.
+    Attributes:
+        model: what is trained.
+        carried: what this process keeps from step to step besides weights: None, or dataclasses of tensors that `torch.load` may make.
+        parts: None, or where the model is several networks, the factor on the rates of each, see `optimisers`. One that is frozen
+            (`requires_grad_(False)`) when a step ends is not touched by it.
     """
 
     model: nn.Module
     carried: Any
+    parts: dict[str, float] | None
 
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Loss of `batch` samples drawn with the generator, and scalars worth logging."""
@@ -71,7 +76,7 @@ def train(stage: Stage, config: LoopConfig, out: Path) -> nn.Module:
     if not config.batch > 0 or config.batch % world_size():
         raise ValueError(f"batch {config.batch} does not divide among {world_size()} processes; give a multiple of {world_size()}")
     torch.manual_seed(config.seed)
-    model, optimiser = stage.model, optimisers(stage.model, config.optim)
+    model, optimiser = stage.model, optimisers(stage.model, config.optim, stage.parts)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     path = out / "checkpoint.pt"
     step, seconds = _resume(path, stage, optimiser, average, config)

@@ -45,7 +45,9 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         for group in self.param_groups:
-            params = group["params"]
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
             updates = torch.zeros(sum(p.numel() for p in params), device=params[0].device)
             for index, (param, update) in enumerate(zip(params, updates.split([p.numel() for p in params]), strict=True)):
                 momentum = self.state[param].setdefault("momentum", torch.zeros_like(param))
@@ -70,13 +72,19 @@ def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:
     return x.mT if matrix.shape[0] > matrix.shape[1] else x
 
 
-def optimisers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
-    """Muon over the weights that are matrices between hidden layers, AdamW over gains, biases, tables and depthwise filters."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trainable if p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= 16]
-    taken = {id(p) for p in matrices}
-    rest = [p for p in trainable if id(p) not in taken]
-    return [
-        Muon(matrices, config.lr, config.momentum, config.weight_decay),
-        torch.optim.AdamW(rest, config.adam_lr, betas=config.betas, weight_decay=0.0),
-    ]
+def optimisers(model: nn.Module, config: OptimConfig, parts: dict[str, float] | None = None) -> list[torch.optim.Optimizer]:
+    """Muon over the weights that are matrices between hidden layers, AdamW over gains, biases, tables and depthwise filters.
+
+    parts: where the model is several networks, the factor on the rates of each, by the name of the submodule.
+    """
+    made = []
+    for part, factor in (parts or {"": 1.0}).items():
+        trainable = [p for p in model.get_submodule(part).parameters() if p.requires_grad]
+        matrices = [p for p in trainable if p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= 16]
+        taken = {id(p) for p in matrices}
+        rest = [p for p in trainable if id(p) not in taken]
+        made += [
+            Muon(matrices, factor * config.lr, config.momentum, config.weight_decay),
+            torch.optim.AdamW(rest, factor * config.adam_lr, betas=config.betas, weight_decay=0.0),
+        ]
+    return made

@@ -46,7 +46,10 @@ def any_process(flag: bool) -> bool:
 
 @torch.no_grad()
 def average_gradients(model: nn.Module) -> None:
-    """Mean of the gradients over all processes, in one message. A parameter that a step did not use counts as zero gradient."""
+    """Mean of the gradients over all processes, in one message.
+
+    A parameter that a step did not use counts as zero gradient; a frozen one has none, and optimisers leave it alone.
+    """
     params = [p for p in model.parameters() if p.requires_grad]
     for param in params:
         if param.grad is None:

@@ -14,6 +14,7 @@ class Regression:
     """A small network that learns a fixed matrix from noise drawn with the loop's generator."""
 
     carried = None
+    parts = None
 
     def __init__(self, broken_at: float = float("inf")):
         torch.manual_seed(0)
