@@ -6,13 +6,13 @@ clean and not scored with probability 0.9, captions are dropped with probability
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from sana_wm_env.model.autoencoder import TEMPORAL_STRIDE
-from sana_wm_env.model.config import preset
+from sana_wm_env.model.config import TransformerConfig, preset
 from sana_wm_env.model.execution import Rule
 from sana_wm_env.model.sampler import STREAMING_SIGMAS, euler
 from sana_wm_env.model.text import TextEncoderConfig
@@ -33,7 +33,8 @@ class FlowConfig:
     """What the stages of the transformer share.
 
     Attributes:
-        world: name of a preset; the run lives in runs/WORLD/STAGE.
+        world: name of a preset; the run lives in runs/WORLD/NAME.
+        name: folder of the run; the stage's own name if not given. Gives a second phase of a stage, longer clips say, a place of its own.
         loop: steps, batch, rates, see LoopConfig.
         init_from: stage whose averaged weights this one begins with ("": from scratch).
         runs: folder of all runs; data are rendered into runs/data and encoded by the autoencoder of runs/WORLD/autoencoder.
@@ -44,6 +45,7 @@ class FlowConfig:
     """
 
     world: str = "rooms"
+    name: str = ""
     loop: LoopConfig = field(default_factory=LoopConfig)
     init_from: str = ""
     text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
@@ -53,12 +55,19 @@ class FlowConfig:
     size: tuple[int, int] = (64, 64)
     frames: int = 4
     shift: float = 9.95
+    stage: ClassVar[str]
+
+    @property
+    def home(self) -> Path:
+        """Folder of the run."""
+        return self.runs / self.world / (self.name or self.stage)
 
 
 @dataclass(frozen=True)
 class BidirectionalConfig(FlowConfig):
     """Trains the bidirectional model of a world."""
 
+    stage: ClassVar[str] = "bidirectional"
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1000))
 
 
@@ -71,10 +80,11 @@ class FlowStage:
 
     def __init__(self, config: FlowConfig):
         torch.manual_seed(config.loop.seed)
-        self.config, self.model = config, Transformer(preset(config.world))
+        self.config = config
+        self.model = self.network = Transformer(self.transformer())
         home, data, device = config.runs / config.world, config.runs / "data", config.loop.device
         if config.init_from:
-            self.model.load_state_dict(load_average(home / config.init_from))
+            self.model.load_state_dict(load_average(home / config.init_from, "generator"))
         self.model.to(device)
         self.autoencoder = load_trained(home / "autoencoder", device)
         shards = {"clips": config.shards, "sessions": config.sessions}
@@ -82,6 +92,9 @@ class FlowStage:
             write_shards(data, kind, count, config.size, device)
             encode_shards(data, kind, count, self.autoencoder, device)
         self.clips = LatentClips(data, shards, config.size, config.text, device)
+
+    def transformer(self) -> TransformerConfig:
+        return preset(self.config.world)
 
     def levels(self, batch: int, frames: int, generator: torch.Generator) -> Tensor:
         """Level indices (B, T): one per clip."""
@@ -130,4 +143,4 @@ class FlowStage:
 def run(config: BidirectionalConfig) -> None:
     """Trains to config.loop.steps, or resumes."""
     start_processes()
-    train(FlowStage(config), config.loop, config.runs / config.world / "bidirectional")
+    train(FlowStage(config), config.loop, config.home)

@@ -5,6 +5,7 @@ chunks stay in the loss, where they only add a constant.
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from .processes import start_processes
 class CausalConfig(FlowConfig):
     """Trains the chunk-causal model of a world, from the bidirectional one."""
 
+    stage: ClassVar[str] = "causal"
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=500))
     init_from: str = "bidirectional"
     frames: int = 7
@@ -31,7 +33,7 @@ class CausalStage(FlowStage):
 
     def levels(self, batch: int, frames: int, generator: torch.Generator) -> Tensor:
         """Level indices (B, T), constant within a chunk."""
-        sizes = torch.tensor(chunk_sizes(frames, self.model.config.chunk))
+        sizes = torch.tensor(chunk_sizes(frames, self.network.config.chunk))
         rows = [chunk_levels(len(sizes), generator).repeat_interleave(sizes) for _ in range(batch)]
         return torch.stack(rows).to(generator.device)
 
@@ -39,4 +41,4 @@ class CausalStage(FlowStage):
 def run(config: CausalConfig) -> None:
     """Trains to config.loop.steps, or resumes."""
     start_processes()
-    train(CausalStage(config), config.loop, config.runs / config.world / "causal")
+    train(CausalStage(config), config.loop, config.home)

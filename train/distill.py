@@ -9,12 +9,13 @@ Half of every batch opens new sessions. The other half goes on where earlier ste
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sana_wm_env.model.execution import chunk_spans
-from sana_wm_env.model.sampler import STREAMING_SIGMAS, frame_timesteps, sample_chunk, with_image
+from sana_wm_env.model.sampler import frame_timesteps, with_image
 from sana_wm_env.model.state import (
     BlockState,
     CameraContext,
@@ -27,26 +28,21 @@ from sana_wm_env.model.state import (
     map_tensors,
 )
 
-from .bidirectional import FlowConfig, FlowStage
-from .latents import Sessions, Window
+from .latents import Sessions
 from .loop import LoopConfig, train
 from .pack import PackConfig, pack
 from .processes import rank, start_processes
+from .streaming import StreamingConfig, StreamingStage
 
 
 @dataclass(frozen=True)
-class DistillConfig(FlowConfig):
-    """Trains the few-step streaming model of a world, from the chunk-causal one.
+class DistillConfig(StreamingConfig):
+    """Trains the few-step streaming model of a world, from the chunk-causal one."""
 
-    Attributes:
-        sigmas: noise levels of the sampler, ending at 0.
-    """
-
+    stage: ClassVar[str] = "distill"
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=300))
     init_from: str = "causal"
     sessions: int = 40
-    frames: int = 7
-    sigmas: tuple[float, ...] = STREAMING_SIGMAS
 
 
 @dataclass(frozen=True)
@@ -67,25 +63,12 @@ class Ongoing(Mappable):
 torch.serialization.add_safe_globals([Ongoing, Sessions, TransformerState, BlockState, DeltaState, WindowState, WindowEntry])
 
 
-class DistillStage(FlowStage):
+class DistillStage(StreamingStage):
     config: DistillConfig
     carried: Ongoing | None = None
 
-    def sample(self, model: nn.Module, window: Window, noise: Tensor) -> Tensor:
-        """Latents like `noise`, chunk by chunk on the model's own past, exactly as the environment samples them."""
-        text, state, chunks = model.text_context(window.text, window.text_mask), None, []
-        for begin, end in chunk_spans(noise.shape[2], self.model.config.chunk):
-            cameras = model.camera_context(window.camera[:, begin:end], window.plucker[:, :, begin:end], begin)
-            image = window.latents[:, :, :1] if state is None else None
-            chunks.append(sample_chunk(model, noise[:, :, begin:end], text, cameras, state, image, self.config.sigmas))
-            state = model.commit(chunks[-1], text, cameras, state)
-        return torch.cat(chunks, 2)
-
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        # one exit step for all chunks and all processes, as every chunk's state comes from it
-        shared = torch.Generator().manual_seed(generator.initial_seed() // 4096)
-        exit_step = int(torch.randint(len(self.config.sigmas) - 1, (), generator=shared))
-        half = max(batch // 2, 1)
+        exit_step, half = self.exit_step(generator), max(batch // 2, 1)
         trust = torch.rand(half, generator=generator, device=generator.device)
         new = Ongoing(self.clips.draw(half, self.config.frames, generator), trust, None)
         opened, losses = self.play(new, exit_step, generator)
@@ -101,17 +84,17 @@ class DistillStage(FlowStage):
 
     def play(self, ongoing: Ongoing, exit_step: int, generator: torch.Generator) -> tuple[Ongoing, list[Tensor]]:
         """The next chunks of some sessions: where they stand afterwards, and the squared error of each chunk's latents."""
-        state, chunk = ongoing.state, self.model.config.chunk
+        state, chunk = ongoing.state, self.network.config.chunk
         first = None if state is None else state.next_frame
         spans = chunk_spans(self.config.frames, chunk)
         if state is not None:
             spans = tuple((chunk * n, chunk * (n + 1)) for n in range(len(spans)))
         window = self.clips.window(ongoing.sessions, spans[-1][1], first)
-        text, losses = self.model.text_context(window.text, window.text_mask), []
+        text, losses = self.network.text_context(window.text, window.text_mask), []
         for begin, end in spans:
             truth = window.latents[:, :, begin:end].contiguous()
             position = begin if first is None else first + begin
-            cameras = self.model.camera_context(window.camera[:, begin:end], window.plucker[:, :, begin:end], position)
+            cameras = self.network.camera_context(window.camera[:, begin:end], window.plucker[:, :, begin:end], position)
             image = truth[:, :, :1] if state is None else None
             x = with_image(torch.randn(truth.shape, generator=generator, device=generator.device), image)
             x = self.denoise(x, exit_step, text, cameras, state, image)
@@ -121,7 +104,7 @@ class DistillStage(FlowStage):
             past = torch.where(trusted[:, None, None, None, None], truth, x.detach())
             # what to remember is learned from the chunk after, hence with gradient wherever there is one
             with torch.set_grad_enabled(end < spans[-1][1]):
-                state = self.model.commit(past, text, cameras, state)
+                state = self.network.commit(past, text, cameras, state)
         return Ongoing(ongoing.sessions, ongoing.trust, state.detach()), losses
 
     def denoise(
@@ -131,14 +114,14 @@ class DistillStage(FlowStage):
         sigmas = self.config.sigmas
         for call in range(exit_step + 1):
             with torch.set_grad_enabled(call == exit_step):
-                velocity = self.model.stream(x, frame_timesteps(sigmas[call], x, image), text, cameras, state)
+                velocity = self.network.stream(x, frame_timesteps(sigmas[call], x, image), text, cameras, state)
                 step = sigmas[call] - (sigmas[call + 1] if call < exit_step else 0.0)
                 x = with_image(x - step * velocity, image)
         return x
 
     def unfinished(self, ongoing: Ongoing, most: int | None = None) -> Ongoing | None:
         """The first `most` of the sessions whose clips last for another play, None if there is none."""
-        ahead = self.model.config.chunk * len(chunk_spans(self.config.frames, self.model.config.chunk))
+        ahead = self.network.config.chunk * len(chunk_spans(self.config.frames, self.network.config.chunk))
         rows = (self.clips.left(ongoing.sessions) >= ongoing.state.next_frame + ahead).nonzero()[:most, 0]
         return ongoing.map(lambda value: value[rows]) if len(rows) else None
 
@@ -146,8 +129,6 @@ class DistillStage(FlowStage):
 def run(config: DistillConfig) -> None:
     """Trains to config.loop.steps, or resumes, and packs the result as a world folder, runs/WORLD/world."""
     start_processes()
-    home = config.runs / config.world
-    stage = DistillStage(config)
-    train(stage, config.loop, home / "distill")
+    train(DistillStage(config), config.loop, config.home)
     if rank() == 0:
-        pack(PackConfig(config.world, config.runs))
+        pack(PackConfig(config.world, config.runs, config.home.name))

@@ -161,12 +161,17 @@ def _save(path: Path, stage: Stage, optimiser: list, average: dict[str, Tensor],
     path.with_suffix(".part").rename(path)
 
 
-def load_average(out: Path) -> dict[str, Tensor]:
-    """The averaged weights of a run. Raises FileNotFoundError that says which stage has to run first."""
+def load_average(out: Path, part: str = "") -> dict[str, Tensor]:
+    """The averaged weights of a run; of its submodule `part`, where the stage has several networks.
+
+    Raises FileNotFoundError that says which stage has to run first.
+    """
     path = Path(out) / "checkpoint.pt"
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: run `sana-wm train {Path(out).name}` first")
-    return torch.load(path, map_location="cpu", weights_only=True)["average"]
+    average = torch.load(path, map_location="cpu", weights_only=True)["average"]
+    inside = {name.removeprefix(f"{part}."): value for name, value in average.items() if part and name.startswith(f"{part}.")}
+    return inside or average
 
 
 class _catch_sigterm:

@@ -39,7 +39,7 @@ def pack(config: PackConfig) -> None:
     home = config.runs / config.world
     autoencoder = load_trained(home / "autoencoder", "cpu")
     transformer = Transformer(preset(config.world))
-    transformer.load_state_dict(load_average(home / config.stage))
+    transformer.load_state_dict(load_average(home / config.stage, "generator"))
     height, width = config.size
     world = WorldConfig(
         name=config.world,

@@ -1,6 +1,7 @@
 """The whole ladder in small: every stage runs, starts from the one before, and what comes out is a world."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import gymnasium as gym
@@ -11,9 +12,9 @@ import torch
 from sana_wm_env.model.autoencoder import AutoencoderConfig
 from sana_wm_env.model.text import TextEncoderConfig
 from sana_wm_env.rooms import HELD_OUT
-from sana_wm_env.train import autoencoder, bidirectional, causal, data, distill
+from sana_wm_env.train import autoencoder, bidirectional, causal, data, distill, ode, self_forcing
 from sana_wm_env.train.latents import LatentClips, Sessions, encode_shards
-from sana_wm_env.train.loop import LoopConfig, train
+from sana_wm_env.train.loop import LoopConfig, load_average, train
 from sana_wm_env.train.optim import OptimConfig
 
 LOOP = LoopConfig(steps=2, batch=2, preview=2)
@@ -35,6 +36,10 @@ def test_the_ladder_ends_in_a_world(runs, monkeypatch):
     monkeypatch.setattr(data, "KINDS", KINDS)
     bidirectional.run(bidirectional.BidirectionalConfig(runs=runs, shards=1, loop=LOOP))
     causal.run(causal.CausalConfig(runs=runs, shards=1, loop=LOOP))
+    ode.run(ode.OdeConfig(runs=runs, shards=1, loop=LOOP, trajectories=16, teacher_steps=4))
+    first = self_forcing.SelfForcingConfig(runs=runs, shards=1, loop=LOOP, frames=7, name="self-forcing-all", cached=-1)
+    self_forcing.run(first)
+    self_forcing.run(replace(first, name="", cached=2, init_from="self-forcing-all"))
     distill.run(distill.DistillConfig(runs=runs, shards=1, sessions=1, loop=LOOP))
     env = gym.make("SanaWM-v0", world=str(runs / "rooms" / "world"))
     env.reset(seed=0)
@@ -97,6 +102,66 @@ def test_a_stage_scores_only_what_it_has_to_predict(runs):
     stage.velocity = exact
     losses = [stage.loss(4, torch.Generator().manual_seed(seed))[0].item() for seed in range(8)]
     assert max(losses) < 1e-4
+
+
+def test_a_student_that_reaches_the_end_of_every_trajectory_has_no_ode_loss(runs):
+    config = ode.OdeConfig(runs=runs, shards=1, init_from="", loop=LOOP, trajectories=16, teacher_steps=4)
+    bidirectional.run(bidirectional.BidirectionalConfig(runs=runs, shards=1, loop=LOOP))
+    stage = ode.OdeStage(config)
+    assert stage.records["latents"].shape == (16, 5, 7, 48, 8, 8)
+    way = stage.records["latents"].float()
+    assert torch.equal(way[:, :, 0], way[:, -1:, 0].expand(-1, 5, -1, -1, -1))  # the first frame is given
+    assert (way[:, 0, 1:].std() - 1).abs() < 0.05  # and the rest begins as noise
+
+    def exact(model, noisy, timestep, window):
+        sigma = (timestep / 1000)[:, None, :, None, None]
+        return torch.where(sigma == 0, 1e6, (noisy - window.latents) / sigma.clamp(min=1e-3))
+
+    stage.velocity = exact
+    assert max(stage.loss(4, torch.Generator().manual_seed(seed))[0].item() for seed in range(4)) < 1e-6
+
+
+def test_two_equal_scores_do_not_pull(runs):
+    """The pull of distribution matching is the difference of the scores, over the mean distance of the clip from the real one."""
+    bidirectional.run(bidirectional.BidirectionalConfig(runs=runs, shards=1, loop=LOOP))
+    config = self_forcing.SelfForcingConfig(runs=runs, shards=1, init_from="bidirectional", loop=LOOP, frames=7, guidance=0.0)
+    stage, rng = self_forcing.SelfForcingStage(config), torch.Generator().manual_seed(0)
+    window = stage.draw(2, rng)
+    made = stage.play(window, rng).detach().requires_grad_()
+    loss, _ = stage.matching(made, window, torch.Generator().manual_seed(1))
+    assert loss.item() == 0.0
+    clip = window.latents
+
+    def scores(network, noisy, timestep, window):  # the critic is off by 0.5 everywhere, the teacher knows the clip
+        sigma = (timestep / 1000)[:, None, :, None, None].clamp(min=1e-3)
+        return (noisy - clip - (0.5 if network is stage.critic else 0.0)) / sigma
+
+    stage.velocity = scores
+    loss, scalars = stage.matching(made, window, torch.Generator().manual_seed(1))
+    loss.backward()
+    size = (made - clip)[:, :, 1:].abs().mean((1, 2, 3, 4), keepdim=True)
+    expected = (0.5 / size).expand_as(made)[:, :, 1:] / made[:, :, 1:].numel()
+    assert torch.allclose(made.grad[:, :, 1:], expected, rtol=1e-3) and not made.grad[:, :, 0].any()
+    assert scalars["distance"] == pytest.approx(size.mean().item(), rel=1e-3)
+
+
+def test_the_generator_learns_on_every_fifth_step_only(runs, tmp_path):
+    bidirectional.run(bidirectional.BidirectionalConfig(runs=runs, shards=1, loop=LOOP))
+    config = self_forcing.SelfForcingConfig(
+        runs=runs, shards=1, init_from="bidirectional", loop=LoopConfig(steps=6, batch=1, preview=0), frames=7, every=5
+    )
+    stage, seen = self_forcing.SelfForcingStage(config), []
+    original = stage.loss
+
+    def loss(batch, generator):
+        seen.append(tuple(next(part.parameters()).detach().clone() for part in (stage.network, stage.critic)))
+        return original(batch, generator)
+
+    stage.loss = loss
+    train(stage, config.loop, tmp_path)
+    moved = [[not torch.equal(before, after) for before, after in zip(*pair, strict=True)] for pair in pairwise(seen)]
+    assert moved == [[True, True]] + [[False, True]] * 4
+    assert load_average(tmp_path, "generator").keys() == stage.network.state_dict().keys()
 
 
 def test_sessions_go_on_until_their_clips_end_and_survive_a_stop(runs, tmp_path, monkeypatch):
