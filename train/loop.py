@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from dataclasses import asdict, dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -139,12 +140,14 @@ def _resume(path: Path, stage: Stage, optimiser: list, average: dict[str, Tensor
     for name, value in saved["average"].items():
         average[name].copy_(value)
     if len(saved["carried"]) == world_size():  # with another number of processes each starts anew
-        stage.carried = saved["carried"][rank()]
+        stage.carried = torch.load(BytesIO(saved["carried"][rank()]), map_location=config.device, weights_only=True)
     return saved["step"], saved["seconds"]
 
 
 def _save(path: Path, stage: Stage, optimiser: list, average: dict[str, Tensor], step: int, seconds: float, config: LoopConfig) -> None:
-    carried = gathered(stage.carried)
+    # a file in the file: whoever wants the weights alone need not know what the stage keeps
+    torch.save(stage.carried, own := BytesIO())
+    carried = gathered(own.getvalue())
     if rank() > 0:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
