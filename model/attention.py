@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from .camera_branch import enter_ray_frame, leave_ray_frame, shrink_beta
 from .config import TransformerConfig
-from .execution import Execution, Spans
-from .gated_delta import last_frames, scan, short_conv, transitions
+from .execution import Execution
+from .gated_delta import last_frames, scan, scan_across, short_conv, transitions
 from .rope import rotate
 from .state import CameraContext, DeltaState, WindowEntry, WindowState
 
@@ -97,8 +97,8 @@ class GatedDeltaAttention(SelfAttention):
         """Mix u (B, T, S, C) -> (output (B, T, S, C), state after the last frame if it is kept)."""
         beta = torch.sigmoid(self.beta_proj(u))  # (B, T, S, h)
         decay = self.decay(u)  # (B, T, h)
-        main, matrix, normaliser, conv_tail = self.main_branch(u, beta, decay, cameras, run.spans, past)
-        camera, camera_matrix, camera_tail = self.camera_branch(u, beta, decay, cameras, run.spans, past)
+        main, matrix, normaliser, conv_tail = self.main_branch(u, beta, decay, cameras, run, past)
+        camera, camera_matrix, camera_tail = self.camera_branch(u, beta, decay, cameras, run, past)
         out = self.combine(u, main, camera)
         if not run.keep:
             return out, None
@@ -111,29 +111,29 @@ class GatedDeltaAttention(SelfAttention):
         return torch.exp(-torch.exp(_at_least_fp32(self.A_log)) * F.softplus(gate + self.dt_bias))
 
     def main_branch(
-        self, u: Tensor, beta: Tensor, decay: Tensor, cameras: CameraContext, spans: Spans, past: DeltaState | None
+        self, u: Tensor, beta: Tensor, decay: Tensor, cameras: CameraContext, run: Execution, past: DeltaState | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns output (B, T, S, C), M (B, h, D, D), z (B, h, D), convolution tail (B, 3, S, C)."""
         q, raw_k, v = self.qkv(u).chunk(3, -1)
-        k = short_conv(raw_k, self.conv_k.weight, spans, past.conv_tail if past else None)
+        k = short_conv(raw_k, self.conv_k.weight, run.spans, *run.edges(raw_k, 3, past.conv_tail if past else None))
         q, k = self.split(F.relu(self.q_norm(q))), self.split(F.relu(self.k_norm(k)) * self.key_scale(u))
         q_turned, k_turned = per_head(rotate(q, cameras.rope)), per_head(rotate(k, cameras.rope))
         q, k, v, beta = per_head(q), per_head(k), per_head(self.split(v)), _at_least_fp32(beta.transpose(2, 3))
         transition, weighted = transitions(k_turned, beta, decay)
-        matrices, matrix = scan(transition, v.mT @ weighted, spans, _like(past.matrix, v) if past else None)
+        matrices, matrix = self.mix(transition, v.mT @ weighted, run, _like(past.matrix, v) if past else None)
         transition, weighted = transitions(k, beta, decay)
-        rows, row = scan(transition, weighted.sum(3, keepdim=True), spans, _like(past.normaliser, v)[:, :, None] if past else None)
+        rows, row = self.mix(transition, weighted.sum(3, keepdim=True), run, _like(past.normaliser, v)[:, :, None] if past else None)
         out = (q_turned @ matrices.mT) / (q @ rows.mT + DENOMINATOR_EPS)  # (B, T, h, S, D)
         tail = last_frames(raw_k, past.conv_tail if past else None)
         return per_token(out).to(u.dtype), matrix, row[:, :, 0], tail
 
     def camera_branch(
-        self, u: Tensor, beta: Tensor, decay: Tensor, cameras: CameraContext, spans: Spans, past: DeltaState | None
+        self, u: Tensor, beta: Tensor, decay: Tensor, cameras: CameraContext, run: Execution, past: DeltaState | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Numerator-only delta rule between rays. Returns output (B, T, S, C), M (B, h, D, D), convolution tail."""
         raw_k = self.k_proj_cam(u)
         before = past.camera_conv_tail if past else None
-        k = short_conv(raw_k, self.conv_k_cam.weight, spans, before)
+        k = short_conv(raw_k, self.conv_k_cam.weight, run.spans, *run.edges(raw_k, 3, before))
         q = self.split(F.relu(self.q_norm_cam(self.q_proj_cam(u))))
         k = self.split(F.relu(self.k_norm_cam(k)) * self.key_scale(u))
         v = self.split(self.v_proj_cam(u))
@@ -143,9 +143,13 @@ class GatedDeltaAttention(SelfAttention):
         beta = _at_least_fp32(shrink_beta(beta, k, k_moved).transpose(2, 3))
         q, k_moved, v = per_head(q), per_head(k_moved), per_head(v)
         transition, weighted = transitions(k_moved, beta, decay)
-        matrices, matrix = scan(transition, v.mT @ weighted, spans, _like(past.camera_matrix, v) if past else None)
+        matrices, matrix = self.mix(transition, v.mT @ weighted, run, _like(past.camera_matrix, v) if past else None)
         out = self.split(per_token(q @ matrices.mT).to(u.dtype))
         return leave_ray_frame(out, cameras).flatten(-2), matrix, last_frames(raw_k, before)
+
+    @staticmethod
+    def mix(transition: Tensor, write: Tensor, run: Execution, initial: Tensor | None) -> tuple[Tensor, Tensor]:
+        return scan(transition, write, run.spans, initial) if run.stretch is None else scan_across(transition, write, run)
 
     def key_scale(self, u: Tensor) -> float:
         """1 / sqrt(D S) with S of the grid at hand: a frame's K K^T then has eigenvalues of order one on any grid."""
@@ -173,7 +177,7 @@ class SoftmaxAttention(SelfAttention):
         q_cam = enter_ray_frame(q_cam, cameras.rays.mT, cameras, self.clamp)
         k_cam = enter_ray_frame(k_cam, cameras.rays_inv, cameras, self.clamp)
         v_cam = enter_ray_frame(v_cam, cameras.rays_inv, cameras, self.clamp)
-        own = WindowEntry(*(all_tokens(x) for x in (k, v, k_cam, v_cam)))
+        own = WindowEntry(*(all_tokens(run.gathered(x)) for x in (k, v, k_cam, v_cam)))
         entries = past.entries if past else ()
         read = (*entries, own)
         main = self.attend(q, [e.key for e in read], [e.value for e in read], run)
@@ -182,14 +186,17 @@ class SoftmaxAttention(SelfAttention):
         return out, WindowState(keep_window(entries, own.map(torch.clone), *self.window)) if run.keep else None
 
     def attend(self, q: Tensor, keys: list[Tensor], values: list[Tensor], run: Execution) -> Tensor:
-        """Queries of a span see all keys up to its end. q (B, T, S, h, D), keys (B, h, N, D) -> (B, T, S, h, D)."""
+        """Queries of a span see all keys up to its end. q (B, T, S, h, D), keys (B, h, N, D) -> (B, T, S, h, D).
+
+        Keys are those of cached chunks and of the own frames, or where the clip is divided among ranks, of the whole clip.
+        """
         k, v = (x[0] if len(x) == 1 else torch.cat(x, 2) for x in (keys, values))
         frames, tokens = q.shape[1:3]
-        cached = k.shape[2] - frames * tokens
+        earlier = k.shape[2] - frames * tokens if run.stretch is None else run.stretch.first * tokens
         scale = self.streaming_scale if run.streaming else self.scale
         parts = []
         for start, stop in run.spans:
-            seen = cached + stop * tokens
+            seen = k.shape[2] if run.ahead else earlier + stop * tokens
             parts.append(F.scaled_dot_product_attention(all_tokens(q[:, start:stop]), k[:, :, :seen], v[:, :, :seen], scale=scale))
         out = parts[0] if len(parts) == 1 else torch.cat(parts, 2)  # (B, h, N, D)
         return out.transpose(1, 2).unflatten(1, (frames, tokens))

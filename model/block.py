@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .attention import CrossAttention, GatedDeltaAttention, SoftmaxAttention
 from .config import TransformerConfig
@@ -12,6 +13,13 @@ from .state import BlockState, CameraContext, TextContext
 
 
 class Block(nn.Module):
+    """One layer of the network.
+
+    recompute: in training, keep only the block's input and compute the rest again in the backward pass.
+    """
+
+    recompute: bool = False
+
     def __init__(self, config: TransformerConfig, index: int) -> None:
         super().__init__()
         self.index = index
@@ -31,12 +39,37 @@ class Block(nn.Module):
         past: BlockState | None,
     ) -> tuple[Tensor, BlockState | None]:
         """Run the block: x (B, T, S, C), modulation (B, T, 6, C) -> (x, carried state if it is kept)."""
+        if self.recompute and torch.is_grad_enabled():
+            # nothing in here is random, so there is no generator to wind back
+            return checkpoint(self._mix, x, modulation, text, cameras, run, past, use_reentrant=False, preserve_rng_state=False)
+        return self._mix(x, modulation, text, cameras, run, past)
+
+    def text_context(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, h, L, D) of text features y (B, L, C)."""
+        return self.cross_attn.keys_values(y)
+
+    def ray_context(self, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """plucker_proj of the embedding `rows @ weight.T + bias`, with the two linear maps multiplied first: 48 inputs instead of C.
+
+        rows (B, T, S, 48), weight (C, 48), bias (C) -> (B, T, S, C).
+        """
+        return F.linear(rows, self.plucker_proj.weight @ weight, self.plucker_proj(bias))
+
+    def _mix(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        text: TextContext,
+        cameras: CameraContext,
+        run: Execution,
+        past: BlockState | None,
+    ) -> tuple[Tensor, BlockState | None]:
         rows = (self.scale_shift_table + modulation)[:, :, :, None].unbind(2)  # six of (B, T, 1, C)
         shift, scale, gate, shift_ffn, scale_ffn, gate_ffn = rows
         attended, attention_state = self.attn(modulate(x, shift, scale), cameras, run, past.attention if past else None)
         x = torch.addcmul(x, gate, attended) + cameras.plucker[self.index]
         x = x + self.cross_attn(x, text.keys[self.index], text.values[self.index], text.mask)
-        fed, tail = self.mlp(modulate(x, shift_ffn, scale_ffn), cameras.grid, run.spans, past.ffn_tail if past else None)
+        fed, tail = self.mlp(modulate(x, shift_ffn, scale_ffn), cameras.grid, run, past.ffn_tail if past else None)
         x = torch.addcmul(x, gate_ffn, fed)
         return x, BlockState(attention_state, tail.clone()) if run.keep else None
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import TransformerConfig
-from .execution import Spans
+from .execution import Execution, Spans
 
 
 class Pointwise(nn.Module):
@@ -46,10 +46,11 @@ class FeedForward(nn.Module):
         self.point_conv = Wrapped(Pointwise(hidden, width, 2, bias=False))
         self.t_conv = nn.Conv2d(width, width, (3, 1), bias=False)
 
-    def forward(self, x: Tensor, grid: tuple[int, int], spans: Spans, tail: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, grid: tuple[int, int], run: Execution, tail: Tensor | None) -> tuple[Tensor, Tensor]:
         """Map x (B, T, S, C) and the tail (B, S, C) of the previous chunk, or None, to (output like x, tail of the last frame)."""
         r = self.spatial(x, grid)
-        return self.temporal(r, spans, tail), r[:, -1]
+        before, after = run.edges(r, 1, None if tail is None else tail[:, None])
+        return self.temporal(r, run.spans, before, after), r[:, -1]
 
     def spatial(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """Every frame by itself: expand, mix neighbours, gate, contract."""
@@ -60,11 +61,15 @@ class FeedForward(nn.Module):
         a, b = mixed.chunk(2, -1)
         return self.point_conv.conv(a * F.silu(b))
 
-    def temporal(self, r: Tensor, spans: Spans, tail: Tensor | None) -> Tensor:
-        """r_f + W_0 r_{f-1} + W_1 r_f + W_2 r_{f+1}; the right neighbour ends with its span, the left one does not."""
+    def temporal(self, r: Tensor, spans: Spans, before: Tensor | None, after: Tensor | None) -> Tensor:
+        """r_f + W_0 r_{f-1} + W_1 r_f + W_2 r_{f+1}; the right neighbour ends with its span, the left one does not.
+
+        r (B, T, S, C); `before` and `after` (B, 1, S, C) lie outside, None for zeros.
+        """
         zero = torch.zeros_like(r[:, :1])
-        left = torch.cat([zero if tail is None else tail[:, None], r[:, :-1]], 1)
-        right = torch.cat([part for a, b in spans for part in (r[:, a + 1 : b], zero)], 1)
+        left = torch.cat([zero if before is None else before, r[:, :-1]], 1)
+        ends = [zero] * (len(spans) - 1) + [zero if after is None else after]
+        right = torch.cat([part for (a, b), end in zip(spans, ends, strict=True) for part in (r[:, a + 1 : b], end)], 1)
         taps = self.t_conv.weight[..., 0].transpose(1, 2).flatten(1)  # (C, C, 3, 1) -> (C, 3 C), tap-major
         return r + F.linear(torch.cat([left, r, right], -1), taps)
 

@@ -5,11 +5,14 @@ forward over everything so far; a second one runs backward inside a horizon, so 
 A horizon is a span (start, stop) of frames: the whole clip when bidirectional, one chunk otherwise.
 """
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .execution import Spans
+from .execution import Execution, Spans, Stretch
 
 
 def transitions(keys: Tensor, beta: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,18 +33,52 @@ def scan(transition: Tensor, write: Tensor, spans: Spans, initial: Tensor | None
     The normaliser is the case of one row: Z is symmetric, so z^T goes by the same rule.
     """
     a, w = transition.unbind(1), write.unbind(1)
-    forward: list[Tensor] = []
-    state = initial
-    for a_f, w_f in zip(a, w, strict=True):
-        state = w_f if state is None else _advance(state, a_f, w_f)
-        forward.append(state)
+    forward = _absorb(a, w, initial)
+    return _with_later(forward, a, w, spans), forward[-1]
+
+
+def scan_across(transition: Tensor, write: Tensor, run: Execution) -> tuple[Tensor, Tensor]:
+    """`scan` of one stretch of a clip that is divided among ranks: same arguments, same results, with what other ranks hold.
+
+    States are affine in the state before: every rank scans from zero and multiplies its transitions, learns what the ranks before it
+    leave behind, and adds that times the products. Two states per head travel, however long the clip.
+    """
+    if run.stretch is None:
+        raise ValueError("the clip is not divided among ranks; scan it with `scan`")
+    forward, _ = _sweep(transition, write, run.stretch, reverse=False)
+    if not run.ahead:  # horizons end inside the stretch
+        return _with_later(forward.unbind(1), transition.unbind(1), write.unbind(1), run.spans), forward[:, -1]
+    backward, after = _sweep(transition.flip(1), write.flip(1), run.stretch, reverse=True)
+    later = torch.cat([backward.flip(1)[:, 1:], after[:, None]], 1)  # a frame's own write is in `forward` already
+    return forward + later, forward[:, -1]
+
+
+def _sweep(transition: Tensor, write: Tensor, stretch: Stretch, reverse: bool) -> tuple[Tensor, Tensor]:
+    """The states after each frame (B, T, h, R, D) and before the first (B, h, R, D); frames come in the order of the sweep."""
+    a = transition.unbind(1)
+    states = torch.stack(_absorb(a, write.unbind(1), None), 1)
+    products = torch.stack(list(accumulate(a, torch.matmul)), 1)
+    before = stretch.carry(states[:, -1], products[:, -1], reverse)
+    return states + before[:, None] @ products, before
+
+
+def _absorb(transitions: Sequence[Tensor], writes: Sequence[Tensor], state: Tensor | None) -> list[Tensor]:
+    """The states after each frame, from a first state or from zero."""
+    states = []
+    for a, w in zip(transitions, writes, strict=True):
+        state = w if state is None else _advance(state, a, w)
+        states.append(state)
+    return states
+
+
+def _with_later(forward: Sequence[Tensor], a: Sequence[Tensor], w: Sequence[Tensor], spans: Spans) -> Tensor:
+    """M_f + R_f of every frame: the forward states, and what the later frames of the same span write."""
     seen = list(forward)
     for start, stop in spans:
-        ahead = None
-        for f in range(stop - 2, start - 1, -1):
-            ahead = w[f + 1] if ahead is None else _advance(ahead, a[f + 1], w[f + 1])
-            seen[f] = forward[f] + ahead
-    return torch.stack(seen, 1), forward[-1]
+        later = _absorb(a[stop - 1 : start : -1], w[stop - 1 : start : -1], None)
+        for f, state in zip(range(stop - 2, start - 1, -1), later, strict=True):
+            seen[f] = forward[f] + state
+    return torch.stack(seen, 1)
 
 
 def _advance(state: Tensor, transition: Tensor, write: Tensor) -> Tensor:
@@ -50,18 +87,19 @@ def _advance(state: Tensor, transition: Tensor, write: Tensor) -> Tensor:
     return out.unflatten(0, (batch, heads))
 
 
-def short_conv(x: Tensor, weight: Tensor, spans: Spans, past: Tensor | None) -> Tensor:
+def short_conv(x: Tensor, weight: Tensor, spans: Spans, past: Tensor | None, future: Tensor | None = None) -> Tensor:
     """Depthwise convolution over time with shared halves: y_f = sum_j w_{3-j} x_{f-j} + sum_{j>0} w_{3-j} x_{f+j}.
 
     x (B, T, S, C), weight (C, 1, 4), past (B, 3, S, C) inputs before the first frame (None: zeros). The past half reads across
-    spans, the future half ends with its span.
+    spans, the future half ends with its span; the last span may go on in `future` (B, 3, S, C).
     """
     reach = weight.shape[-1] - 1
     filter_ = torch.cat([weight, weight[..., :-1].flip(-1)], -1)[..., None]  # (C, 1, 7, 1)
     zero = x.new_zeros(x.shape[0], reach, *x.shape[2:])
     known = torch.cat([zero if past is None else past, x], 1)
     # (B, T, S, C) seen as images (B, C, T, S) in channels-last memory
-    views = (torch.cat([known[:, a : b + reach], zero], 1).permute(0, 3, 1, 2) for a, b in spans)
+    ends = [zero] * (len(spans) - 1) + [zero if future is None else future]
+    views = (torch.cat([known[:, a : b + reach], end], 1).permute(0, 3, 1, 2) for (a, b), end in zip(spans, ends, strict=True))
     parts = [F.conv2d(view, filter_, groups=x.shape[-1]) for view in views]
     return (parts[0] if len(parts) == 1 else torch.cat(parts, 2)).permute(0, 2, 3, 1)
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .block import Block, modulate
 from .camera_branch import ray_matrices
 from .config import TransformerConfig
-from .execution import Execution, Rule, whole_clip
+from .execution import Execution, Rule, Stretch, whole_clip
 from .execution import chunk_sizes as chunk_sizes
 from .execution import chunk_spans as chunk_spans
 from .feed_forward import Pointwise
@@ -51,7 +51,7 @@ class Transformer(nn.Module):
     def text_context(self, text: Tensor, mask: Tensor) -> TextContext:
         """Keys and values of every block from text (B, L, text_width) and mask (B, L) with 0 or False for padding."""
         y = self.attention_y_norm(self.y_embedder.y_proj(text.to(self.dtype)))
-        keys, values = zip(*(block.cross_attn.keys_values(y) for block in self.blocks), strict=True)
+        keys, values = zip(*(block.text_context(y) for block in self.blocks), strict=True)
         return TextContext(keys, values, mask.bool()[:, None, None])
 
     def camera_context(self, camera: Tensor, plucker: Tensor, first_frame: int | Tensor = 0) -> CameraContext:
@@ -69,29 +69,34 @@ class Transformer(nn.Module):
             raise ValueError(f"first_frame has {start.numel()} entries for a batch of {batch}")
         angles = rope_angles(start, frames, height, width, head_dim)
         rows = plucker.to(dtype).flatten(3).permute(0, 2, 3, 1)  # (B, 48, T, H, W) -> (B, T, S, 48)
+        embed = self.plucker_embedder.proj
         return CameraContext(
             rays=rays,
             rays_inv=rays_inv,
             rope=rope_table(angles, precise).expand(batch, -1, -1, -1, -1),
             rope_cam=rope_table(camera_angles(angles, head_dim), precise).expand(batch, -1, -1, -1, -1),
-            plucker=tuple(self._plucker_of(block, rows) for block in self.blocks),
+            plucker=tuple(block.ray_context(rows, embed.matrix, embed.bias) for block in self.blocks),
             grid=(height, width),
         )
 
-    def _plucker_of(self, block: Block, rows: Tensor) -> Tensor:
-        """plucker_proj(plucker_embedder(rows)) with the two linear maps multiplied first: 48 inputs instead of C."""
-        embed, project = self.plucker_embedder.proj, block.plucker_proj
-        return F.linear(rows, project.weight @ embed.matrix, project(embed.bias))
-
     # ---- execution rules
 
-    def forward(self, x: Tensor, timestep: Tensor, text: TextContext, cameras: CameraContext, rule: Rule = "bidirectional") -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        text: TextContext,
+        cameras: CameraContext,
+        rule: Rule = "bidirectional",
+        stretch: Stretch | None = None,
+    ) -> Tensor:
         """Velocity (noise minus clean) of a whole clip, same shape as x.
 
         x (B, C_in, T, H, W); timestep (B, T) in 0..1000, cut to whole numbers, 0 for clean frames. Under "bidirectional" all
-        frames see each other; under "chunk_causal" a frame sees its chunk and everything before.
+        frames see each other; under "chunk_causal" a frame sees its chunk and everything before. With a `stretch` these are the frames
+        that this rank holds of a longer clip; the `first_frame` of `cameras` must then be `stretch.first`.
         """
-        run = whole_clip(rule, x.shape[2], self.config.chunk)
+        run = whole_clip(rule, x.shape[2], self.config.chunk, stretch)
         tokens, embedding, _ = self._run(x, timestep, text, cameras, run, None)
         return self.final_layer(tokens, embedding, cameras.grid)
 
