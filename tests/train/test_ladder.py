@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sana_wm_env.model.autoencoder import AutoencoderConfig
+from sana_wm_env.model.config import PRESETS, TransformerConfig
 from sana_wm_env.model.text import TextEncoderConfig
 from sana_wm_env.rooms import HELD_OUT
 from sana_wm_env.train import autoencoder, bidirectional, causal, data, distill, ode, self_forcing
@@ -21,27 +22,36 @@ LOOP = LoopConfig(steps=2, batch=2, preview=2)
 KINDS = {"clips": data.ShardKind(2, 4, 0), "sessions": data.ShardKind(2, 8, 2**30)}
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
-    """A folder of runs with one shard of two clips and an autoencoder trained for two steps."""
-    folder = tmp_path_factory.mktemp("runs")
+TINY = TransformerConfig(depth=4, width=48, heads=2, in_channels=48, text_width=64, text_tokens=32, mlp_ratio=2.0, input_size=8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Small shards, and a small world named tiny."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "KINDS", KINDS)
-        small = AutoencoderConfig(fine=16, coarse=32, encoder_blocks=1, decoder_blocks=1)
-        autoencoder.run(autoencoder.AutoencoderStageConfig(runs=folder, shards=1, loop=LOOP, model=small))
+        patch.setitem(PRESETS, "tiny", TINY)
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(small, tmp_path_factory) -> Path:
+    """A folder of runs with one shard of two clips and an autoencoder trained for two steps."""
+    folder = tmp_path_factory.mktemp("runs")
+    coder = AutoencoderConfig(fine=16, coarse=32, encoder_blocks=1, decoder_blocks=1)
+    autoencoder.run(autoencoder.AutoencoderStageConfig(world="tiny", runs=folder, shards=1, loop=LOOP, model=coder))
     return folder
 
 
-def test_the_ladder_ends_in_a_world(runs, monkeypatch):
-    monkeypatch.setattr(data, "KINDS", KINDS)
-    bidirectional.run(bidirectional.BidirectionalConfig(runs=runs, shards=1, loop=LOOP))
-    causal.run(causal.CausalConfig(runs=runs, shards=1, loop=LOOP))
-    ode.run(ode.OdeConfig(runs=runs, shards=1, loop=LOOP, trajectories=16, teacher_steps=4))
-    first = self_forcing.SelfForcingConfig(runs=runs, shards=1, loop=LOOP, frames=7, name="self-forcing-all", cached=-1)
+def test_the_ladder_ends_in_a_world(runs):
+    bidirectional.run(bidirectional.BidirectionalConfig(world="tiny", runs=runs, shards=1, loop=LOOP))
+    causal.run(causal.CausalConfig(world="tiny", runs=runs, shards=1, loop=LOOP))
+    ode.run(ode.OdeConfig(world="tiny", runs=runs, shards=1, loop=LOOP, trajectories=16, teacher_steps=4))
+    first = self_forcing.SelfForcingConfig(world="tiny", runs=runs, shards=1, loop=LOOP, frames=7, name="self-forcing-all", cached=-1)
     self_forcing.run(first)
     self_forcing.run(replace(first, name="", cached=2, init_from="self-forcing-all"))
-    distill.run(distill.DistillConfig(runs=runs, shards=1, sessions=1, loop=LOOP))
-    env = gym.make("SanaWM-v0", world=str(runs / "rooms" / "world"))
+    distill.run(distill.DistillConfig(world="tiny", runs=runs, shards=1, sessions=1, loop=LOOP))
+    env = gym.make("SanaWM-v0", world=str(runs / "tiny" / "world"))
     env.reset(seed=0)
     frames, *_ = env.step(np.zeros(6, np.float32))
     assert frames.shape == (24, 64, 64, 3)
@@ -75,10 +85,9 @@ def test_a_window_goes_on_where_the_one_before_ended(runs):
         assert torch.allclose(later.camera[row], whole.camera[row, begin : begin + 3], atol=1e-6)
 
 
-def test_sessions_are_drawn_where_enough_is_left(runs, monkeypatch):
-    monkeypatch.setattr(data, "KINDS", KINDS)
+def test_sessions_are_drawn_where_enough_is_left(runs):
     data.write_shards(runs / "data", "sessions", 1, (64, 64))
-    autoencoder_ = autoencoder.load_trained(runs / "rooms" / "autoencoder", "cpu")
+    autoencoder_ = autoencoder.load_trained(runs / "tiny" / "autoencoder", "cpu")
     encode_shards(runs / "data", "sessions", 1, autoencoder_)
     clips = LatentClips(runs / "data", {"clips": 1, "sessions": 1}, (64, 64), TextEncoderConfig(), "cpu")
     assert clips.lengths.tolist() == [13, 13, 25, 25]
@@ -93,7 +102,7 @@ def test_sessions_are_drawn_where_enough_is_left(runs, monkeypatch):
 
 def test_a_stage_scores_only_what_it_has_to_predict(runs):
     """With a network that answers exactly, the loss is zero whatever the levels and however often the first frame is given."""
-    stage = bidirectional.FlowStage(bidirectional.BidirectionalConfig(runs=runs, shards=1, loop=LOOP))
+    stage = bidirectional.FlowStage(bidirectional.BidirectionalConfig(world="tiny", runs=runs, shards=1, loop=LOOP))
 
     def exact(model, noisy, timestep, window):
         sigma = (timestep / 1000)[:, None, :, None, None].clamp(min=1e-3)
@@ -105,8 +114,8 @@ def test_a_stage_scores_only_what_it_has_to_predict(runs):
 
 
 def test_a_student_that_reaches_the_end_of_every_trajectory_has_no_ode_loss(runs):
-    config = ode.OdeConfig(runs=runs, shards=1, init_from="", loop=LOOP, trajectories=16, teacher_steps=4)
-    bidirectional.run(bidirectional.BidirectionalConfig(runs=runs, shards=1, loop=LOOP))
+    config = ode.OdeConfig(world="tiny", runs=runs, shards=1, init_from="", loop=LOOP, trajectories=16, teacher_steps=4)
+    bidirectional.run(bidirectional.BidirectionalConfig(world="tiny", runs=runs, shards=1, loop=LOOP))
     stage = ode.OdeStage(config)
     assert stage.records["latents"].shape == (16, 5, 7, 48, 8, 8)
     way = stage.records["latents"].float()
@@ -123,8 +132,8 @@ def test_a_student_that_reaches_the_end_of_every_trajectory_has_no_ode_loss(runs
 
 def test_two_equal_scores_do_not_pull(runs):
     """The pull of distribution matching is the difference of the scores, over the mean distance of the clip from the real one."""
-    bidirectional.run(bidirectional.BidirectionalConfig(runs=runs, shards=1, loop=LOOP))
-    config = self_forcing.SelfForcingConfig(runs=runs, shards=1, init_from="bidirectional", loop=LOOP, frames=7, guidance=0.0)
+    bidirectional.run(bidirectional.BidirectionalConfig(world="tiny", runs=runs, shards=1, loop=LOOP))
+    config = self_forcing.SelfForcingConfig(world="tiny", runs=runs, shards=1, init_from="bidirectional", loop=LOOP, frames=7, guidance=0.0)
     stage, rng = self_forcing.SelfForcingStage(config), torch.Generator().manual_seed(0)
     window = stage.draw(2, rng)
     made = stage.play(window, rng).detach().requires_grad_()
@@ -146,9 +155,9 @@ def test_two_equal_scores_do_not_pull(runs):
 
 
 def test_the_generator_learns_on_every_fifth_step_only(runs, tmp_path):
-    bidirectional.run(bidirectional.BidirectionalConfig(runs=runs, shards=1, loop=LOOP))
+    bidirectional.run(bidirectional.BidirectionalConfig(world="tiny", runs=runs, shards=1, loop=LOOP))
     config = self_forcing.SelfForcingConfig(
-        runs=runs, shards=1, init_from="bidirectional", loop=LoopConfig(steps=6, batch=1, preview=0), frames=7, every=5
+        world="tiny", runs=runs, shards=1, init_from="bidirectional", loop=LoopConfig(steps=6, batch=1, preview=0), frames=7, every=5
     )
     stage, seen = self_forcing.SelfForcingStage(config), []
     original = stage.loss
@@ -164,13 +173,12 @@ def test_the_generator_learns_on_every_fifth_step_only(runs, tmp_path):
     assert load_average(tmp_path, "generator").keys() == stage.network.state_dict().keys()
 
 
-def test_sessions_go_on_until_their_clips_end_and_survive_a_stop(runs, tmp_path, monkeypatch):
+def test_sessions_go_on_until_their_clips_end_and_survive_a_stop(runs, tmp_path):
     """Distillation with a stop in the middle gives the same losses, bit for bit, as without: what sessions carry is saved."""
-    monkeypatch.setattr(data, "KINDS", KINDS)
 
     def losses(home: Path, steps: list[int]) -> tuple[list[float], list[float]]:
-        (home / "rooms").mkdir(parents=True, exist_ok=True)
-        for name in ("data", "rooms/autoencoder"):
+        (home / "tiny").mkdir(parents=True, exist_ok=True)
+        for name in ("data", "tiny/autoencoder"):
             if not (home / name).exists():
                 (home / name).symlink_to(runs / name)
         seen, ages = [], []
@@ -178,7 +186,7 @@ def test_sessions_go_on_until_their_clips_end_and_survive_a_stop(runs, tmp_path,
             # the rates of both runs must not depend on where they stop
             optim = OptimConfig(warmup=1, decay=0.0)
             config = distill.DistillConfig(
-                runs=home, shards=1, sessions=1, init_from="", loop=LoopConfig(steps=stop, batch=4, preview=0, optim=optim)
+                world="tiny", runs=home, shards=1, sessions=1, init_from="", loop=LoopConfig(steps=stop, batch=4, preview=0, optim=optim)
             )
             stage = distill.DistillStage(config)
             original = stage.loss
@@ -190,7 +198,7 @@ def test_sessions_go_on_until_their_clips_end_and_survive_a_stop(runs, tmp_path,
                 return value, scalars
 
             stage.loss = loss
-            train(stage, config.loop, home / "rooms" / "distill")
+            train(stage, config.loop, home / "tiny" / "distill")
         return seen, ages
 
     whole, ages = losses(tmp_path / "whole", [5])
@@ -199,8 +207,7 @@ def test_sessions_go_on_until_their_clips_end_and_survive_a_stop(runs, tmp_path,
     assert 13 <= max(ages) <= 25
 
 
-def test_shards_are_a_function_of_their_index(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "KINDS", KINDS)
+def test_shards_are_a_function_of_their_index(runs, tmp_path):
     again = data.render_clips([1], (64, 64))
     shard = data.read_shard(data.shard_path(runs / "data", "clips", 0))
     assert torch.equal(again.frames[0], shard.frames[1]) and again.captions[0] == shard.captions[1]
@@ -210,7 +217,7 @@ def test_shards_are_a_function_of_their_index(runs, tmp_path, monkeypatch):
 
 
 def test_missing_stages_are_named(tmp_path, runs):
-    config = bidirectional.BidirectionalConfig(runs=tmp_path, shards=1, loop=LOOP)
+    config = bidirectional.BidirectionalConfig(world="tiny", runs=tmp_path, shards=1, loop=LOOP)
     with pytest.raises(FileNotFoundError, match="sana-wm train autoencoder"):
         bidirectional.FlowStage(config)
     with pytest.raises(FileNotFoundError, match="sana-wm train nowhere"):
