@@ -82,6 +82,7 @@ class GatedDeltaAttention(SelfAttention):
         self.conv_k_cam = ShortConv(config.width)
         self.clamp = config.cam_rms_clamp == "all"
         self.carry_camera_conv = config.cam_conv_carry
+        self.key_scale_mode = config.key_scale
 
     @torch.no_grad()
     def init_cam_from_base(self) -> None:
@@ -153,7 +154,8 @@ class GatedDeltaAttention(SelfAttention):
 
     def key_scale(self, u: Tensor) -> float:
         """1 / sqrt(D S) with S of the grid at hand: a frame's K K^T then has eigenvalues of order one on any grid."""
-        return (u.shape[-1] // self.heads * u.shape[2]) ** -0.5
+        dim, spatial = u.shape[-1] // self.heads, u.shape[2]
+        return {"dim_spatial": dim * spatial, "dim": dim, "none": 1}[self.key_scale_mode] ** -0.5
 
 
 class SoftmaxAttention(SelfAttention):

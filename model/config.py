@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 CamRmsClamp = Literal["none", "softmax", "all"]
 SoftmaxScale = Literal["true", "padded128"]
+KeyScale = Literal["dim_spatial", "dim", "none"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,9 @@ class TransformerConfig:
     Numerics switches (facts/model.md section 13); the defaults are those of the current official code:
     `cam_rms_clamp`   clamp the RMS of camera-transformed vectors in no, only softmax, or all blocks;
     `softmax_scale`   "true" is 1/sqrt(D), "padded128" is 1/sqrt(size that old kernels padded D to);
-    `cam_conv_carry`  whether the camera branch's key convolution sees the previous chunk when streaming.
+    `cam_conv_carry`  whether the camera branch's key convolution sees the previous chunk when streaming;
+    `key_scale`       delta-rule keys are divided by sqrt(D S) ("dim_spatial"), sqrt(D) ("dim") or not at all ("none"). Only the
+                      first keeps transitions from growing; the others are there to show that.
 
     Window of the softmax blocks when streaming: `num_cached_blocks` earlier chunks are read, the first chunk of the
     session being one of them when `sink` is set; -1 reads all of them and lets the state grow.
@@ -37,6 +40,7 @@ class TransformerConfig:
     cam_rms_clamp: CamRmsClamp = "none"
     softmax_scale: SoftmaxScale = "true"
     cam_conv_carry: bool = True
+    key_scale: KeyScale = "dim_spatial"
     sink: bool = True
     num_cached_blocks: int = 2
 
@@ -54,6 +58,8 @@ class TransformerConfig:
             raise ValueError(f"cam_rms_clamp is {self.cam_rms_clamp!r}; it must be 'none', 'softmax' or 'all'")
         if self.softmax_scale not in ("true", "padded128"):
             raise ValueError(f"softmax_scale is {self.softmax_scale!r}; it must be 'true' or 'padded128'")
+        if self.key_scale not in ("dim_spatial", "dim", "none"):
+            raise ValueError(f"key_scale is {self.key_scale!r}; it must be 'dim_spatial', 'dim' or 'none'")
         if self.softmax_scale == "padded128" and self.head_dim > 256:
             raise ValueError(f"softmax_scale 'padded128' is not defined for head size {self.head_dim}; those kernels ended at 256")
         if self.num_cached_blocks < -1:
@@ -71,6 +77,8 @@ class TransformerConfig:
     def attention_scale(self) -> float:
         """Softmax scale of the self-attention, both branches."""
         size = self.head_dim
+        if self.key_scale not in ("dim_spatial", "dim", "none"):
+            raise ValueError(f"key_scale is {self.key_scale!r}; it must be 'dim_spatial', 'dim' or 'none'")
         if self.softmax_scale == "padded128" and size not in (32, 64, 128, 256):
             size = 128 if size < 128 else 256
         return size**-0.5
