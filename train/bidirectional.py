@@ -4,7 +4,7 @@ SANA-WM section 3.1 and the released recipe: x = (1 - sigma) clean + sigma noise
 clean and not scored with probability 0.9, captions are dropped with probability 0.1.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -65,10 +65,17 @@ class FlowConfig:
 
 @dataclass(frozen=True)
 class BidirectionalConfig(FlowConfig):
-    """Trains the bidirectional model of a world."""
+    """Trains the bidirectional model of a world, in as many phases as wanted, each with a name and the one before as `init_from`.
+
+    The published curriculum is three: all blocks by the delta rule (`--softmax-every 0`), softmax in every fourth, then longer clips.
+
+    Attributes:
+        softmax_every: which blocks mix time by softmax, 0 for none; as in the preset if not given.
+    """
 
     stage: ClassVar[str] = "bidirectional"
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1000))
+    softmax_every: int | None = None
 
 
 class FlowStage:
@@ -84,7 +91,7 @@ class FlowStage:
         self.model = self.network = Transformer(self.transformer())
         home, data, device = config.runs / config.world, config.runs / "data", config.loop.device
         if config.init_from:
-            self.model.load_state_dict(load_average(home / config.init_from, "generator"))
+            self.begin_with(load_average(home / config.init_from, "generator"))
         self.model.to(device)
         self.autoencoder = load_trained(home / "autoencoder", device)
         shards = {"clips": config.shards, "sessions": config.sessions}
@@ -95,6 +102,12 @@ class FlowStage:
 
     def transformer(self) -> TransformerConfig:
         return preset(self.config.world)
+
+    def begin_with(self, weights: dict[str, Tensor]) -> None:
+        """Takes over all weights. A block that goes from the delta rule to softmax leaves its short convolutions behind."""
+        own = self.network.state_dict()
+        left = [name for name in weights if ".attn.conv_k" in name and name not in own]
+        self.network.load_state_dict({name: value for name, value in weights.items() if name not in left})
 
     def levels(self, batch: int, frames: int, generator: torch.Generator) -> Tensor:
         """Level indices (B, T): one per clip."""
@@ -140,7 +153,15 @@ class FlowStage:
         return euler(lambda x, t: model(x, t, text, cameras, rule=self.rule), noise, STREAMING_SIGMAS, window.latents[:, :, :1])
 
 
+class BidirectionalStage(FlowStage):
+    config: BidirectionalConfig
+
+    def transformer(self) -> TransformerConfig:
+        own = super().transformer()
+        return own if self.config.softmax_every is None else replace(own, softmax_every=self.config.softmax_every)
+
+
 def run(config: BidirectionalConfig) -> None:
     """Trains to config.loop.steps, or resumes."""
     start_processes()
-    train(FlowStage(config), config.loop, config.home)
+    train(BidirectionalStage(config), config.loop, config.home)

@@ -44,7 +44,10 @@ def runs(small, tmp_path_factory) -> Path:
 
 
 def test_the_ladder_ends_in_a_world(runs):
-    bidirectional.run(bidirectional.BidirectionalConfig(world="tiny", runs=runs, shards=1, loop=LOOP))
+    first = bidirectional.BidirectionalConfig(world="tiny", runs=runs, shards=1, loop=LOOP, name="delta-rule", softmax_every=0)
+    bidirectional.run(first)
+    bidirectional.run(replace(first, name="", softmax_every=None, init_from="delta-rule"))
+    bidirectional.run(replace(first, name="long", softmax_every=None, init_from="bidirectional", frames=13))
     causal.run(causal.CausalConfig(world="tiny", runs=runs, shards=1, loop=LOOP))
     ode.run(ode.OdeConfig(world="tiny", runs=runs, shards=1, loop=LOOP, trajectories=16, teacher_steps=4))
     first = self_forcing.SelfForcingConfig(world="tiny", runs=runs, shards=1, loop=LOOP, frames=7, name="self-forcing-all", cached=-1)
