@@ -7,8 +7,7 @@ exactly as if it had not been.
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass, field
-from io import BytesIO
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,8 +15,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .checkpoints import Run, latest, resume, save
+from .checkpoints import load_average as load_average
 from .optim import OptimConfig, optimisers, schedule
-from .processes import any_process, average_gradients, gathered, rank, world_size
+from .parallel import ParallelConfig, spread
+from .processes import answering, any_process, average_gradients, limit_waiting, mean, own, rank, whole, world_size
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class LoopConfig:
     Attributes:
         steps: optimiser steps of the whole run; may be raised on resume only before the learning rate has begun to fall.
         batch: samples per step over all processes.
+        accumulate: parts of a batch that are run one after the other before the weights are updated, where memory is short.
         seed: of the parameters and of the data order.
         ema: decay of the averaged weights that are kept as the result.
         save_minutes: time between checkpoints.
@@ -35,12 +38,14 @@ class LoopConfig:
 
     steps: int = 1000
     batch: int = 16
+    accumulate: int = 1
     seed: int = 0
     device: str = "cpu"
     ema: float = 0.995
     save_minutes: float = 3.0
     preview: int = 200
     optim: OptimConfig = field(default_factory=OptimConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 
 class Stage(Protocol):
@@ -51,6 +56,8 @@ class Stage(Protocol):
         carried: what this process keeps from step to step besides weights: None, or dataclasses of tensors that `torch.load` may make.
         parts: None, or where the model is several networks, the factor on the rates of each, see `optimisers`. One that is frozen
             (`requires_grad_(False)`) when a step ends is not touched by it.
+        divides_clips: whether the loss divides clips in time among `config.parallel.context` ranks; each then returns its frames' part
+            such that the mean over all ranks is the loss. May be missing.
     """
 
     model: nn.Module
@@ -73,108 +80,95 @@ def train(stage: Stage, config: LoopConfig, out: Path) -> nn.Module:
         stage: model and loss.
         config: steps, rates, device.
         out: folder of the run (checkpoint, TensorBoard events); a run found there is resumed.
+
+    Raises ValueError for settings that do not fit each other, FloatingPointError before a gradient that is no number spoils the weights,
+    ConnectionError if another process is gone or does not answer within config.parallel.timeout_s; the last checkpoint stays.
     """
-    if not config.batch > 0 or config.batch % world_size():
-        raise ValueError(f"batch {config.batch} does not divide among {world_size()} processes; give a multiple of {world_size()}")
+    share = _share(stage, config)
     torch.manual_seed(config.seed)
-    model, optimiser = stage.model, optimisers(stage.model, config.optim, stage.parts)
+    model = stage.model
+    spread(model, config.parallel, config.device)
+    limit_waiting(config.parallel.timeout_s)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    path = out / "checkpoint.pt"
-    step, seconds = _resume(path, stage, optimiser, average, config)
+    run = Run(out, config, stage, optimisers(model, config.optim, stage.parts), average)
+    step, seconds = resume(run)
     stop = _catch_sigterm()
     writer = _writer(out)
     bar = tqdm(total=config.steps, initial=step, desc=out.name, unit="step", disable=rank() > 0, smoothing=0.05)
     began = saved = time.monotonic()
-    while step < config.steps and not stop.asked():
-        generator = torch.Generator(config.device).manual_seed(((config.seed * 1_000_003 + step) * 4096 + rank()) % 2**63)
-        for one in optimiser:
-            for group in one.param_groups:
-                group["lr"] = group.setdefault("peak", group["lr"]) * schedule(step, config.steps, config.optim)
-            one.zero_grad(set_to_none=True)
-        loss, scalars = stage.loss(config.batch // world_size(), generator)
-        loss.backward()
-        average_gradients(model)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(
-                f"step {step}: gradient norm {norm.item()}; the last good checkpoint is {path}. Lower the rate or the batch's noise."
-            )
-        for one in optimiser:
-            one.step()
-        step += 1
-        _average(average, model, min(config.ema, (1 + step) / (10 + step)))
-        now = time.monotonic()
-        scalars = {"loss": loss.item(), **scalars, "gradient_norm": norm.item()}
-        bar.update()
-        bar.set_postfix(
-            {k: f"{v:.4g}" for k, v in scalars.items()}
-            | {"samples/s": f"{config.batch * bar.format_dict['n'] and config.batch * (bar.format_dict['rate'] or 0):.1f}"}
-        )
-        _log(writer, stage, model, average, scalars, step, config)
-        if any_process(now - saved > 60 * config.save_minutes or step == config.steps):
-            _save(path, stage, optimiser, average, step, seconds + now - began, config)
-            saved = now
-    bar.close()
-    if stop.asked():
-        _save(path, stage, optimiser, average, step, seconds + time.monotonic() - began, config)
-        sys.exit(f"stopped at step {step}; the same command resumes from {path}")
-    model.load_state_dict(average)
+    with answering(config.parallel.timeout_s, lambda: f"step {step}: the last checkpoint is {latest(out)}"):
+        while step < config.steps and not stop.asked():
+            scalars = _step(run, step, share)
+            step += 1
+            _average(run.average, model, min(config.ema, (1 + step) / (10 + step)))
+            bar.update()
+            rate = config.batch * (bar.format_dict["rate"] or 0)
+            bar.set_postfix({k: f"{v:.4g}" for k, v in scalars.items()} | {"samples/s": f"{rate:.1f}"})
+            _log(writer, run, scalars, step)
+            now = time.monotonic()
+            if any_process(now - saved > 60 * config.save_minutes or step == config.steps):
+                save(run, step, seconds + now - began)
+                saved = now
+        bar.close()
+        if stop.asked():
+            save(run, step, seconds + time.monotonic() - began)
+            sys.exit(f"stopped at step {step}; the same command resumes from {latest(out)}")
+    model.load_state_dict(run.average)
     return model
+
+
+def _share(stage: Stage, config: LoopConfig) -> int:
+    """Samples that this process draws at a time. ValueError if the settings do not fit each other."""
+    context = config.parallel.context
+    if world_size() % context:
+        raise ValueError(f"{world_size()} processes do not divide into groups of {context} that share a clip; start a multiple")
+    if context > 1 and not getattr(stage, "divides_clips", False):
+        raise ValueError(f"{type(stage).__name__} does not divide its clips in time; leave out --context {context}")
+    if config.parallel.shard and config.optim.method != "adamw":
+        raise ValueError(f"--method {config.optim.method} needs whole matrices, --shard keeps a part on each rank; add --method adamw")
+    parts = world_size() // context * config.accumulate
+    if not (config.batch > 0 and config.accumulate > 0) or config.batch % parts:
+        groups = "" if context == 1 else f" in groups of {context} that share a clip"
+        times = "" if config.accumulate == 1 else f", {config.accumulate} times per step"
+        raise ValueError(
+            f"batch {config.batch} does not divide among {world_size()} processes{groups}{times}; give a multiple of {max(parts, 1)}"
+        )
+    return config.batch // parts
+
+
+def _step(run: Run, step: int, share: int) -> dict[str, float]:
+    """One update of the weights. Returns scalars worth logging; FloatingPointError, and no update, if the gradient is no number."""
+    stage, model, config = run.stage, run.stage.model, run.config
+    seed = (config.seed * 1_000_003 + step) * 4096 + rank() // config.parallel.context  # ranks that share a clip draw the same one
+    generator = torch.Generator(config.device).manual_seed(seed % 2**63)
+    for one in run.optimiser:
+        for group in one.param_groups:
+            group["lr"] = group.setdefault("peak", group["lr"]) * schedule(step, config.steps, config.optim)
+        one.zero_grad(set_to_none=True)
+    total, scalars = 0.0, {}
+    for _ in range(config.accumulate):
+        loss, scalars = stage.loss(share, generator)
+        (loss / config.accumulate).backward()
+        total += loss.item() / config.accumulate
+    if not config.parallel.shard:
+        average_gradients(model)
+    norm = whole(nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip))
+    if not torch.isfinite(norm):
+        raise FloatingPointError(
+            f"step {step}: gradient norm {norm.item()}; the last good checkpoint is {latest(run.home)}. "
+            "Lower the rate or the batch's noise."
+        )
+    for one in run.optimiser:
+        one.step()
+    return {"loss": mean(total), **scalars, "gradient_norm": norm.item()}
 
 
 def _average(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
     for name, value in model.state_dict().items():
         if value.is_floating_point():
-            average[name].lerp_(value, 1 - decay)
+            own(average[name]).lerp_(own(value), 1 - decay)
         else:
-            average[name].copy_(value)
-
-
-def _resume(path: Path, stage: Stage, optimiser: list, average: dict[str, Tensor], config: LoopConfig) -> tuple[int, float]:
-    if not path.exists():
-        return 0, 0.0
-    saved = torch.load(path, map_location=config.device, weights_only=True)
-    stage.model.load_state_dict(saved["model"])
-    for one, state in zip(optimiser, saved["optimiser"], strict=True):
-        one.load_state_dict(state)
-    for name, value in saved["average"].items():
-        average[name].copy_(value)
-    if len(saved["carried"]) == world_size():  # with another number of processes each starts anew
-        stage.carried = torch.load(BytesIO(saved["carried"][rank()]), map_location=config.device, weights_only=True)
-    return saved["step"], saved["seconds"]
-
-
-def _save(path: Path, stage: Stage, optimiser: list, average: dict[str, Tensor], step: int, seconds: float, config: LoopConfig) -> None:
-    # a file in the file: whoever wants the weights alone need not know what the stage keeps
-    torch.save(stage.carried, own := BytesIO())
-    carried = gathered(own.getvalue())
-    if rank() > 0:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {
-        "model": stage.model.state_dict(),
-        "optimiser": [o.state_dict() for o in optimiser],
-        "average": average,
-        "carried": carried,
-        "step": step,
-        "seconds": seconds,
-    }
-    state["processes"], state["config"] = world_size(), {k: str(v) for k, v in asdict(config).items()}
-    torch.save(state, path.with_suffix(".part"))
-    path.with_suffix(".part").rename(path)
-
-
-def load_average(out: Path, part: str = "") -> dict[str, Tensor]:
-    """The averaged weights of a run; of its submodule `part`, where the stage has several networks.
-
-    Raises FileNotFoundError that says which stage has to run first.
-    """
-    path = Path(out) / "checkpoint.pt"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: run `sana-wm train {Path(out).name}` first")
-    average = torch.load(path, map_location="cpu", weights_only=True)["average"]
-    inside = {name.removeprefix(f"{part}."): value for name, value in average.items() if part and name.startswith(f"{part}.")}
-    return inside or average
+            own(average[name]).copy_(own(value))
 
 
 class _catch_sigterm:
@@ -203,18 +197,16 @@ def _writer(out: Path):
     return SummaryWriter(out)
 
 
-def _log(
-    writer, stage: Stage, model: nn.Module, average: dict[str, Tensor], scalars: dict[str, float], step: int, config: LoopConfig
-) -> None:
-    if writer is None:
-        return
-    if step % 10 == 0:
+def _log(writer, run: Run, scalars: dict[str, float], step: int) -> None:
+    """Scalars at every tenth step, and now and then a picture, which needs all ranks where the model is sharded."""
+    model, config = run.stage.model, run.config
+    if writer is not None and step % 10 == 0:
         for name, value in scalars.items():
             writer.add_scalar(name, value, step)
-    if config.preview and step % config.preview == 0:
+    if config.preview and step % config.preview == 0 and (writer is not None or config.parallel.shard):
         current = {name: value.clone() for name, value in model.state_dict().items()}
-        model.load_state_dict(average)
-        picture = stage.preview(model)
+        model.load_state_dict(run.average)
+        picture = run.stage.preview(model)
         model.load_state_dict(current)
-        if picture is not None:
+        if writer is not None and picture is not None:
             writer.add_image("samples", picture, step)

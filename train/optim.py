@@ -1,6 +1,7 @@
-"""Muon for the matrices, AdamW for the rest: on two cores the number of steps is what is scarce."""
+"""Muon for the matrices, AdamW for the rest: on two cores the number of steps is what is scarce. Or AdamW for all, as published."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -11,18 +12,36 @@ from .processes import rank, world_size
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """lr: peak rate of matrices (Muon); adam_lr: of all else; warmup: steps of linear rise; decay: last share of the steps, in which the
-    rates fall linearly to zero; clip: largest gradient norm.
+    """Rates and what goes with them. `PUBLISHED` has the values of the released recipe.
+
+    Attributes:
+        method: "muon" for matrices by Muon and the rest by AdamW, "adamw" for everything by AdamW.
+        lr: peak rate of Muon.
+        adam_lr: peak rate of AdamW.
+        betas: of AdamW.
+        eps: of AdamW.
+        momentum: of Muon.
+        weight_decay: of matrices by Muon; of everything by "adamw".
+        warmup: steps of linear rise.
+        decay: last share of the steps, in which the rates fall linearly to zero.
+        clip: largest gradient norm.
     """
 
+    method: Literal["muon", "adamw"] = "muon"
     lr: float = 3e-3
     adam_lr: float = 2e-3
     betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
     momentum: float = 0.95
     weight_decay: float = 0.01
     warmup: int = 50
     decay: float = 0.4
     clip: float = 1.0
+
+
+PUBLISHED = OptimConfig(
+    method="adamw", adam_lr=1e-5, betas=(0.9, 0.999), eps=1e-10, weight_decay=0.0, warmup=0, decay=0.0, clip=0.5
+)  # the stages at minute length, paper table 7 and the released configs
 
 
 def schedule(step: int, steps: int, config: OptimConfig) -> float:
@@ -75,16 +94,22 @@ def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:
 def optimisers(model: nn.Module, config: OptimConfig, parts: dict[str, float] | None = None) -> list[torch.optim.Optimizer]:
     """Muon over the weights that are matrices between hidden layers, AdamW over gains, biases, tables and depthwise filters.
 
+    With config.method "adamw" AdamW takes all, one optimiser per part.
+
     parts: where the model is several networks, the factor on the rates of each, by the name of the submodule.
     """
     made = []
     for part, factor in (parts or {"": 1.0}).items():
         trainable = [p for p in model.get_submodule(part).parameters() if p.requires_grad]
+        adam = {"lr": factor * config.adam_lr, "betas": config.betas, "eps": config.eps}
+        if config.method == "adamw":
+            made.append(torch.optim.AdamW(trainable, **adam, weight_decay=config.weight_decay))
+            continue
         matrices = [p for p in trainable if p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= 16]
         taken = {id(p) for p in matrices}
         rest = [p for p in trainable if id(p) not in taken]
         made += [
             Muon(matrices, factor * config.lr, config.momentum, config.weight_decay),
-            torch.optim.AdamW(rest, factor * config.adam_lr, betas=config.betas, weight_decay=0.0),
+            torch.optim.AdamW(rest, **adam, weight_decay=0.0),
         ]
     return made

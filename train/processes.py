@@ -1,11 +1,16 @@
-"""The processes that torchrun started, or the one that there is: who am I, wait, agree, average."""
+"""The processes that torchrun started, or the one that there is: who am I, wait, agree, average, notice who is gone."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor
 
 
 def start_processes() -> None:
@@ -42,6 +47,41 @@ def any_process(flag: bool) -> bool:
     flags = torch.tensor(float(flag))
     dist.all_reduce(flags, op=dist.ReduceOp.MAX)
     return bool(flags)
+
+
+def mean(value: float) -> float:
+    """Mean of a number over all processes; all have to ask."""
+    return sum(gathered(value)) / world_size() if world_size() > 1 else value
+
+
+def own(tensor: Tensor) -> Tensor:
+    """This process's shard of a sharded tensor, any other as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor in one piece, any other as it is; all processes have to ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def limit_waiting(seconds: float) -> None:
+    """From now on no message is waited for longer. Before, while data are prepared, processes may keep each other waiting."""
+    for group in list(dist.distributed_c10d._world.pg_map) if dist.is_initialized() else ():
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)  # torch has no public way to change it
+
+
+@contextmanager
+def answering(seconds: float, where: Callable[[], str]) -> Iterator[None]:
+    """Turns the many ways in which a lost process shows into one ConnectionError that says what happened and what is left."""
+    try:
+        yield
+    except (RuntimeError, CheckpointException) as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
+            raise
+        raise ConnectionError(
+            f"process {rank()} of {world_size()} stopped at {where()}; another one is gone, or has not answered for {seconds:g} s. "
+            "The same command resumes."
+        ) from error
 
 
 @torch.no_grad()
