@@ -23,6 +23,7 @@ from .data import write_shards
 from .latents import LatentClips, Window, encode_shards
 from .levels import LEVELS, logit_normal, sigma_of
 from .loop import LoopConfig, load_average, train
+from .parallel import RankStretch, context_group
 from .processes import start_processes
 
 IMAGE_GIVEN = 0.9
@@ -87,7 +88,7 @@ class FlowStage:
 
     def __init__(self, config: FlowConfig):
         torch.manual_seed(config.loop.seed)
-        self.config = config
+        self.config, self.context = config, context_group(config.loop.parallel.context)
         self.model = self.network = Transformer(self.transformer())
         home, data, device = config.runs / config.world, config.runs / "data", config.loop.device
         if config.init_from:
@@ -99,6 +100,15 @@ class FlowStage:
             write_shards(data, kind, count, config.size, device)
             encode_shards(data, kind, count, self.autoencoder, device)
         self.clips = LatentClips(data, shards, config.size, config.text, device)
+
+    @property
+    def divides_clips(self) -> bool:
+        """Whether clips may be divided in time among ranks: where the loss is the one below."""
+        return type(self).loss is FlowStage.loss
+
+    def stretch(self, frames: int) -> RankStretch | None:
+        """The part of a clip of `frames` latent frames that this rank holds, None for all of it."""
+        return self.context and self.context.stretch(frames, self.network.config.chunk)
 
     def transformer(self) -> TransformerConfig:
         return preset(self.config.world)
@@ -124,14 +134,23 @@ class FlowStage:
         sigma = sigma_of(index, self.config.shift)
         noise = torch.randn(window.latents.shape, generator=generator, device=generator.device)
         noisy = torch.lerp(window.latents, noise, sigma[:, None, :, None, None])
+        if self.context:  # drawn alike by all that share the clip; this makes sure
+            window, noise, noisy, sigma, scored = self.context.leaders((window, noise, noisy, sigma, scored))
         velocity = self.velocity(self.model, noisy, LEVELS * sigma, window)
-        error = (velocity - (noise - window.latents)).square().mean((1, 3, 4))  # (B, T)
-        return (error * scored).sum() / scored.sum(), {}
+        stretch = self.stretch(frames)
+        own = slice(None) if stretch is None else stretch.own
+        error = (velocity - (noise - window.latents)[:, :, own]).square().mean((1, 3, 4))  # (B, own T)
+        # the mean over all ranks, which is what the loop takes, is the loss of the whole clips
+        return (error * scored[:, own]).sum() / scored.sum() * self.config.loop.parallel.context, {}
 
     def velocity(self, model: nn.Module, noisy: Tensor, timestep: Tensor, window: Window) -> Tensor:
-        text = model.text_context(window.text, window.text_mask)
-        cameras = model.camera_context(window.camera, window.plucker)
-        return model(noisy, timestep, text, cameras, rule=self.rule)
+        """Velocity of the clips noisy (B, C, T, h, w), of the frames that this rank holds where they are divided."""
+        text, stretch = model.text_context(window.text, window.text_mask), self.stretch(noisy.shape[2])
+        if stretch is None:
+            return model(noisy, timestep, text, model.camera_context(window.camera, window.plucker), rule=self.rule)
+        own = stretch.own
+        cameras = model.camera_context(window.camera[:, own], window.plucker[:, :, own], stretch.first)
+        return model(noisy[:, :, own], timestep[:, own], text, cameras, self.rule, stretch)
 
     @torch.no_grad()
     def preview(self, model: nn.Module) -> Tensor:
