@@ -47,6 +47,7 @@ COMMANDS: dict[str, Command | Group] = {
             "ode": Command("Stage 4: few steps, by regression on a teacher's trajectories.", "train.ode:run"),
             "self-forcing": Command("Stage 5: few-step streaming, by distribution matching.", "train.self_forcing:run"),
             "distill": Command("Stages 4 and 5 in short: few-step streaming, by regression on the truth.", "train.distill:run"),
+            "ablations": Command("What each choice of the design is worth, in small.", "train.ablations:run"),
             "pack": Command("Write the trained weights as a world folder.", "train.pack:pack"),
         },
     ),

@@ -7,8 +7,9 @@ from sana_wm_env.model.autoencoder import SPATIAL_STRIDE
 from sana_wm_env.model.checkpoint import save_world
 from sana_wm_env.model.config import WorldConfig, preset
 from sana_wm_env.model.sampler import STREAMING_SIGMAS
-from sana_wm_env.model.text import TextEncoderConfig
+from sana_wm_env.model.text import TextEncoder, TextEncoderConfig
 from sana_wm_env.model.transformer import Transformer
+from sana_wm_env.model.world import WorldModel
 from sana_wm_env.rooms import paths
 
 from .autoencoder import load_trained
@@ -34,18 +35,19 @@ class PackConfig:
     size: tuple[int, int] = (64, 64)
 
 
-def pack(config: PackConfig) -> None:
-    """Writes the world folder and says where it is."""
+def assemble(config: PackConfig) -> WorldModel:
+    """The world that a stage has come to: averaged weights of its transformer, and the autoencoder."""
     home = config.runs / config.world
     autoencoder = load_trained(home / "autoencoder", "cpu")
     transformer = Transformer(preset(config.world))
     transformer.load_state_dict(load_average(home / config.stage, "generator"))
     height, width = config.size
+    text = TextEncoderConfig()
     world = WorldConfig(
         name=config.world,
         transformer=preset(config.world),
         autoencoder=asdict(autoencoder.config),
-        text=asdict(TextEncoderConfig()),
+        text=asdict(text),
         image_size=config.size,
         grid=(height // SPATIAL_STRIDE, width // SPATIAL_STRIDE),
         sigmas=STREAMING_SIGMAS,
@@ -53,6 +55,12 @@ def pack(config: PackConfig) -> None:
         max_rotation_rad=paths.MAX_ROTATION_RAD,
         first_frames="rooms",
     )
-    out = config.out or home / "world"
-    save_world(out, world, transformer, autoencoder)
+    return WorldModel(world, transformer, autoencoder, TextEncoder(text))
+
+
+def pack(config: PackConfig) -> None:
+    """Writes the world folder and says where it is."""
+    world = assemble(config)
+    out = config.out or config.runs / config.world / "world"
+    save_world(out, world.config, world.transformer, world.autoencoder)
     print(f"wrote {out}: gym.make('SanaWM-v0', world='{out}') opens it")

@@ -1,5 +1,6 @@
 """The whole ladder in small: every stage runs, starts from the one before, and what comes out is a world."""
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,7 @@ from sana_wm_env.model.autoencoder import AutoencoderConfig
 from sana_wm_env.model.config import PRESETS, TransformerConfig
 from sana_wm_env.model.text import TextEncoderConfig
 from sana_wm_env.rooms import HELD_OUT
-from sana_wm_env.train import autoencoder, bidirectional, causal, data, distill, ode, self_forcing
+from sana_wm_env.train import ablations, autoencoder, bidirectional, causal, data, distill, ode, self_forcing
 from sana_wm_env.train.latents import LatentClips, Sessions, encode_shards
 from sana_wm_env.train.loop import LoopConfig, load_average, train
 from sana_wm_env.train.optim import OptimConfig
@@ -59,6 +60,16 @@ def test_the_ladder_ends_in_a_world(runs):
     frames, *_ = env.step(np.zeros(6, np.float32))
     assert frames.shape == (24, 64, 64, 3)
     env.close()
+    names = ("as designed", "no camera")
+    asked = ablations.AblationsConfig(
+        world="tiny", runs=runs, out=runs / "ablations", shards=2, validation=1, loop=LOOP, seeds=2, variants=names, episodes=2
+    )
+    ablations.run(asked)
+    text = (runs / "ablations" / "ablations.md").read_text()
+    assert all(f"| {label} |" in text for label in (*names, "4 distilled steps", "20 undistilled steps", "without the sink"))
+    assert (runs / "ablations" / "ablations.png").exists()
+    blind = [json.loads((runs / "ablations" / f"no-camera-{seed}" / "result.json").read_text()) for seed in range(2)]
+    assert all(row["loss"] == row["wrong cameras"] for row in blind)  # what has no cameras cannot mind wrong ones
 
 
 def at(clip: list[int], start: list[int], keep_text: list[bool]) -> Sessions:
