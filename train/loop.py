@@ -19,7 +19,7 @@ from .checkpoints import Run, latest, resume, save
 from .checkpoints import load_average as load_average
 from .optim import OptimConfig, optimisers, schedule
 from .parallel import ParallelConfig, spread
-from .processes import answering, any_process, average_gradients, limit_waiting, mean, own, rank, whole, world_size
+from .processes import answering, any_process, average_gradients, complete_gradients, limit_waiting, mean, own, rank, whole, world_size
 
 
 @dataclass(frozen=True)
@@ -143,14 +143,15 @@ def _step(run: Run, step: int, share: int) -> dict[str, float]:
     generator = torch.Generator(config.device).manual_seed(seed % 2**63)
     for one in run.optimiser:
         for group in one.param_groups:
-            group["lr"] = group.setdefault("peak", group["lr"]) * schedule(step, config.steps, config.optim)
+            group["lr"] = group["peak"] * schedule(step, config.steps, config.optim)
         one.zero_grad(set_to_none=True)
     total, scalars = 0.0, {}
     for _ in range(config.accumulate):
         loss, scalars = stage.loss(share, generator)
         (loss / config.accumulate).backward()
         total += loss.item() / config.accumulate
-    if not config.parallel.shard:
+    complete_gradients(model)
+    if not config.parallel.shard:  # which has averaged them already
         average_gradients(model)
     norm = whole(nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip))
     if not torch.isfinite(norm):

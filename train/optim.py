@@ -94,7 +94,7 @@ def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:
 def optimisers(model: nn.Module, config: OptimConfig, parts: dict[str, float] | None = None) -> list[torch.optim.Optimizer]:
     """Muon over the weights that are matrices between hidden layers, AdamW over gains, biases, tables and depthwise filters.
 
-    With config.method "adamw" AdamW takes all, one optimiser per part.
+    With config.method "adamw" AdamW takes all, one optimiser per part. Every group keeps its `peak` rate, from which schedules start.
 
     parts: where the model is several networks, the factor on the rates of each, by the name of the submodule.
     """
@@ -112,4 +112,6 @@ def optimisers(model: nn.Module, config: OptimConfig, parts: dict[str, float] | 
             Muon(matrices, factor * config.lr, config.momentum, config.weight_decay),
             torch.optim.AdamW(rest, **adam, weight_decay=0.0),
         ]
+    for group in (group for one in made for group in one.param_groups):
+        group["peak"] = group["lr"]
     return made

@@ -85,17 +85,21 @@ def answering(seconds: float, where: Callable[[], str]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def average_gradients(model: nn.Module) -> None:
-    """Mean of the gradients over all processes, in one message.
-
-    A parameter that a step did not use counts as zero gradient; a frozen one has none, and optimisers leave it alone.
-    """
-    params = [p for p in model.parameters() if p.requires_grad]
-    for param in params:
-        if param.grad is None:
+def complete_gradients(model: nn.Module) -> None:
+    """A parameter that a step did not use counts as zero gradient; a frozen one has none, and optimisers leave it alone."""
+    for param in model.parameters():
+        if not param.requires_grad:
+            param.grad = None
+        elif param.grad is None:
             param.grad = torch.zeros_like(param)
+
+
+@torch.no_grad()
+def average_gradients(model: nn.Module) -> None:
+    """Mean of the gradients over all processes, in one message."""
     if world_size() == 1:
         return
+    params = [p for p in model.parameters() if p.requires_grad]
     flat = torch.cat([p.grad.flatten() for p in params])
     dist.all_reduce(flat)
     for param, grad in zip(params, (flat / world_size()).split([p.numel() for p in params]), strict=True):
