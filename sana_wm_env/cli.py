@@ -48,6 +48,7 @@ COMMANDS: dict[str, Command | Group] = {
             "self-forcing": Command("Stage 5: few-step streaming, by distribution matching.", "train.self_forcing:run"),
             "distill": Command("Stages 4 and 5 in short: few-step streaming, by regression on the truth.", "train.distill:run"),
             "ablations": Command("What each choice of the design is worth, in small.", "train.ablations:run"),
+            "plan": Command("Bytes, operations and days of training at scale, on paper, beside the published ones.", "train.plan:run"),
             "pack": Command("Write the trained weights as a world folder.", "train.pack:pack"),
         },
     ),

@@ -64,6 +64,27 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path):
     assert all(torch.equal(averages[0][name], averages[1][name]) for name in averages[0])
 
 
+def test_parts_of_a_batch_add_up(tmp_path):
+    """Eight samples at once, and two by two: the same ones, as the generator goes on from part to part."""
+    ends = []
+    for accumulate in (1, 4):
+        model = train(Regression(), LoopConfig(steps=5, batch=8, accumulate=accumulate, preview=0), tmp_path / str(accumulate))
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert (ends[0] - ends[1]).abs().max() < 1e-5
+
+
+def test_a_run_of_the_first_version_is_resumed(tmp_path):
+    """Its checkpoint holds what a stage carries as it is, not as a file in the file."""
+    run(tmp_path, 5)
+    path = tmp_path / "checkpoint.pt"
+    saved = torch.load(path, weights_only=True)
+    saved["carried"] = [torch.arange(3)]
+    torch.save(saved, path)
+    stage = Regression()
+    train(stage, LoopConfig(steps=6, batch=8, preview=0, optim=OptimConfig(lr=0.02, warmup=2)), tmp_path)
+    assert len(stage.seen) == 1 and torch.equal(stage.carried, torch.arange(3))
+
+
 def test_a_loss_that_is_no_number_stops_the_run_before_it_spoils_the_weights(tmp_path):
     stage = Regression(broken_at=3)
     with pytest.raises(FloatingPointError, match="step 3"):

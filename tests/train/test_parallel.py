@@ -1,11 +1,10 @@
 """Many ranks give what one gives: clips divided in time, sharded weights; and a rank that is lost takes nothing along but the step."""
 
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
-from ranks import FRAMES, distance, divided_clips, loop_config, on_ranks, parameters_after, run_until_lost, sharded_runs, stage_on_noise
+from ranks import FRAMES, divided_clips, loop_config, on_ranks, parameters_after, run_until_lost, sharded_runs, stage_on_noise
 
 from sana_wm_env.model.execution import chunk_sizes, whole_clip
 from sana_wm_env.model.gated_delta import scan, transitions
@@ -123,24 +122,6 @@ def test_settings_that_do_not_fit_are_refused(tmp_path, settings, wanted):
     with pytest.raises(ValueError, match=wanted):
         train(stage_on_noise(loop_config()), LoopConfig(**{"preview": 0, **settings}), tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-def test_parts_of_a_batch_add_up(tmp_path):
-    """Four clips at once, and two by two: the same data, as `Noise` draws them one after the other."""
-    ends = []
-    for accumulate in (1, 2):
-        config = replace(loop_config(3, batch=4), accumulate=accumulate)
-        stage, rng = stage_on_noise(config, dtype=torch.float64), torch.Generator().manual_seed(0)
-        stage.clips.draw = lambda batch, frames, _, rng=rng: torch.randn(batch, 4, frames, 2, 3, generator=rng, dtype=torch.float64)
-
-        def loss(batch, _, stage=stage):
-            window = stage.clips.window(stage.clips.draw(batch, FRAMES, None), FRAMES)
-            return stage.velocity(stage.model, window.latents, torch.full((batch, FRAMES), 500.0), window).square().mean(), {}
-
-        stage.loss = loss
-        train(stage, config, tmp_path / str(accumulate))
-        ends.append(torch.cat([p.detach().flatten() for p in stage.model.parameters()]))
-    assert distance(*ends) < 1e-9
 
 
 def test_ranks_without_a_common_clip_are_refused(tmp_path):
