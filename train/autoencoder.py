@@ -44,6 +44,7 @@ class AutoencoderStage:
     parts = None
 
     def __init__(self, config: AutoencoderStageConfig):
+        torch.manual_seed(config.loop.seed)
         self.config, self.model = config, Autoencoder(config.model).to(config.loop.device, memory_format=torch.channels_last)
         self.clips = [read_shard(shard_path(config.runs / "data", "clips", index)).frames for index in range(config.shards)]
 

@@ -9,9 +9,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from small_ladder import CODER, KINDS, TINY
 
-from sana_wm_env.model.autoencoder import AutoencoderConfig
-from sana_wm_env.model.config import PRESETS, TransformerConfig
+from sana_wm_env.model.config import PRESETS
 from sana_wm_env.model.text import TextEncoderConfig
 from sana_wm_env.rooms import HELD_OUT
 from sana_wm_env.train import ablations, autoencoder, bidirectional, causal, data, distill, ode, self_forcing
@@ -20,10 +20,6 @@ from sana_wm_env.train.loop import LoopConfig, load_average, train
 from sana_wm_env.train.optim import OptimConfig
 
 LOOP = LoopConfig(steps=2, batch=2, preview=2)
-KINDS = {"clips": data.ShardKind(2, 4, 0), "sessions": data.ShardKind(2, 8, 2**30)}
-
-
-TINY = TransformerConfig(depth=4, width=48, heads=2, in_channels=48, text_width=64, text_tokens=32, mlp_ratio=2.0, input_size=8)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,8 +35,7 @@ def small():
 def runs(small, tmp_path_factory) -> Path:
     """A folder of runs with one shard of two clips and an autoencoder trained for two steps."""
     folder = tmp_path_factory.mktemp("runs")
-    coder = AutoencoderConfig(fine=16, coarse=32, encoder_blocks=1, decoder_blocks=1)
-    autoencoder.run(autoencoder.AutoencoderStageConfig(world="tiny", runs=folder, shards=1, loop=LOOP, model=coder))
+    autoencoder.run(autoencoder.AutoencoderStageConfig(world="tiny", runs=folder, shards=1, loop=LOOP, model=CODER))
     return folder
 
 
