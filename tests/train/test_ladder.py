@@ -36,6 +36,7 @@ def runs(small, tmp_path_factory) -> Path:
     """A folder of runs with one shard of two clips and an autoencoder trained for two steps."""
     folder = tmp_path_factory.mktemp("runs")
     autoencoder.run(autoencoder.AutoencoderStageConfig(world="tiny", runs=folder, shards=1, loop=LOOP, model=CODER))
+    encode_shards(folder / "data", "clips", 1, autoencoder.load_trained(folder / "tiny" / "autoencoder", "cpu"))
     return folder
 
 
