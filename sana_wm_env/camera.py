@@ -64,6 +64,31 @@ def relative_to_first(c2w: ArrayLike) -> Array:
     return relative
 
 
+def from_w2c(w2c: ArrayLike) -> Array:
+    """World-to-camera matrices (F, 4, 4) ("extrinsics", COLMAP) -> camera-to-world in the same axes, float64."""
+    return RigidTransform.from_matrix(np.asarray(w2c, np.float64)).inv().as_matrix()
+
+
+def from_opengl(c2w: ArrayLike) -> Array:
+    """Camera-to-world (F, 4, 4) of a camera with +x right, +y up, +z backward (OpenGL, Blender, NeRF) -> OpenCV axes, float64.
+
+    The axes of the world stay as they are: everything that follows is relative to the first pose.
+    """
+    return np.asarray(c2w, np.float64) @ np.diag([1.0, -1.0, -1.0, 1.0])
+
+
+def from_unreal_cm(c2w: ArrayLike) -> Array:
+    """Camera-to-world (F, 4, 4) of Unreal Engine -> OpenCV axes and metres, float64.
+
+    Camera and world have +x forward, +y right, +z up (left-handed); the translation stands in the last column, in centimetres. Unreal's
+    own matrices multiply rows and have to be transposed first, which `check_poses` notices.
+    """
+    axes = np.array([[0.0, 1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])  # right, down, forward out of forward, right, up
+    moved = axes @ np.asarray(c2w, np.float64) @ axes.T
+    moved[..., :3, 3] /= 100
+    return moved
+
+
 def check_poses(c2w: ArrayLike, length: int | None = None, name: str = "poses") -> Array:
     """Returns `c2w` as fresh float64 (F, 4, 4), or says what is wrong with it.
 

@@ -38,6 +38,14 @@ COMMANDS: dict[str, Command | Group] = {
         "Measure a world.",
         {"fidelity": Command("Imagined frames of held-out rooms against the true rendering.", "evaluation.fidelity:run")},
     ),
+    "data": Group(
+        "Train on your own videos: check them, pack them, encode them.",
+        {
+            "validate": Command("Check videos and their poses; name what is wrong and how to fix it.", "train.prepare:validate"),
+            "pack": Command("Videos with poses to webdataset shards, at the size and rate that a world sees.", "train.prepare:pack"),
+            "latents": Command("Packed clips to latents, for --data of the training stages.", "train.prepare:latents"),
+        },
+    ),
     "train": Group(
         "Train a world, stage by stage.",
         {

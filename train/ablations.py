@@ -23,7 +23,7 @@ from sana_wm_env.model.transformer import Transformer
 from sana_wm_env.model.world import WorldModel
 
 from .bidirectional import BidirectionalConfig, FlowStage
-from .latents import LatentClips, Sessions, Window
+from .latents import LatentClips, Sessions, Window, room_clips
 from .levels import LEVELS
 from .loop import LoopConfig, train
 from .pack import PackConfig, assemble
@@ -92,7 +92,7 @@ class VariantStage(FlowStage):
                 weight.requires_grad_(False)
         self.held_out = self.clips
         shards = {"clips": config.shards - config.validation}
-        self.clips = LatentClips(config.runs / "data", shards, config.size, config.text, config.loop.device)
+        self.clips = LatentClips(room_clips(config.runs / "data", shards), config.size, config.text, config.loop.device)
 
     def transformer(self) -> TransformerConfig:
         return replace(SMALL, **self.variant.settings)

@@ -1,4 +1,4 @@
-"""Stage 1: the causal video autoencoder, on groups of frames from rooms."""
+"""Stage 1: the causal video autoencoder, on groups of frames from rooms or from your own videos."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from sana_wm_env.model.autoencoder import TEMPORAL_STRIDE, Autoencoder, AutoencoderConfig, group
+from sana_wm_env.model.world import WorldModel
 
 from .data import read_shard, shard_path, write_shards
 from .loop import LoopConfig, train
 from .processes import rank, start_processes
+from .shards import packed_shards, read_packed
 
 NOISE = 0.1
 
@@ -22,6 +24,8 @@ class AutoencoderStageConfig:
     Attributes:
         world: name of the world; the run lives in runs/WORLD/autoencoder.
         runs: folder of all runs.
+        data: folder of your own packed clips (`sana-wm data pack`), all of which are kept in memory; rooms if not given.
+        start_from: world, by bundled name or by folder, whose autoencoder this one begins with; with --steps 0 it is taken as it is.
         shards: shards of rooms to train on, rendered into runs/data where they are missing.
         size: height and width of the frames.
     """
@@ -30,6 +34,8 @@ class AutoencoderStageConfig:
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1000))
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     runs: Path = Path("runs")
+    data: Path | None = None
+    start_from: str = ""
     shards: int = 64
     size: tuple[int, int] = (64, 64)
 
@@ -45,8 +51,8 @@ class AutoencoderStage:
 
     def __init__(self, config: AutoencoderStageConfig):
         torch.manual_seed(config.loop.seed)
-        self.config, self.model = config, Autoencoder(config.model).to(config.loop.device, memory_format=torch.channels_last)
-        self.clips = [read_shard(shard_path(config.runs / "data", "clips", index)).frames for index in range(config.shards)]
+        self.config, self.model = config, _beginning(config).to(config.loop.device, memory_format=torch.channels_last)
+        self.clips = _own_clips(config.data, config.size) if config.data else _room_clips(config)
 
     def draw(self, batch: int, generator: torch.Generator, groups: int = 3) -> Tensor:
         """(batch, groups, 24, H, W) in [-1, 1] from random clips and places."""
@@ -88,18 +94,47 @@ class AutoencoderStage:
         return ((picture + 1) * 127.5).round().to(torch.uint8).cpu()
 
 
+def _beginning(config: AutoencoderStageConfig) -> Autoencoder:
+    """A new autoencoder, or the one of another world."""
+    if not config.start_from:
+        return Autoencoder(config.model)
+    return WorldModel.load(config.start_from).autoencoder.train().requires_grad_(True)
+
+
+def _room_clips(config: AutoencoderStageConfig) -> list[Tensor]:
+    """Frames (32, F, H, W, 3) of every shard, rendered if need be."""
+    folder = config.runs / "data"
+    write_shards(folder, "clips", config.shards, config.size, config.loop.device)
+    return [read_shard(shard_path(folder, "clips", index)).frames for index in range(config.shards)]
+
+
+def _own_clips(folder: Path, size: tuple[int, int]) -> list[Tensor]:
+    """Frames (1, F, H, W, 3) of every packed clip. ValueError if they have another size than asked for."""
+    clips = [torch.from_numpy(clip.frames)[None] for shard in packed_shards(folder) for clip in read_packed(shard)]
+    if wrong := {tuple(clip.shape[2:4]) for clip in clips} - {tuple(size)}:
+        (height, width), *_ = wrong
+        raise ValueError(f"got clips of {height} x {width} pixels in {folder}; wanted {size[0]} x {size[1]}: add --size {height} {width}")
+    return clips
+
+
 def run(config: AutoencoderStageConfig) -> None:
     """Trains, then measures the normalisation of the latents and writes the result beside the checkpoint."""
     start_processes()
-    write_shards(config.runs / "data", "clips", config.shards, config.size, config.loop.device)
     stage, out = AutoencoderStage(config), config.runs / config.world / "autoencoder"
-    model = train(stage, config.loop, out)
+    train(stage, config.loop, out)
+    model = stage.model
     if rank() > 0:
         return
-    with torch.no_grad():
-        groups = stage.draw(256, torch.Generator(config.loop.device).manual_seed(2), groups=1)
-        model.fit_normalisation(torch.cat([model.encode_groups(part) for part in groups.split(16)]))
-    torch.save({"config": asdict(config.model), "weights": model.state_dict()}, result_path(out))
+    if config.loop.steps:  # what was taken as it is keeps its normalisation
+        _normalise(stage, model)
+    torch.save({"config": asdict(model.config), "weights": model.state_dict()}, result_path(out))
+
+
+@torch.no_grad()
+def _normalise(stage: AutoencoderStage, model: Autoencoder) -> None:
+    """Measures the spread of the latents on 256 groups."""
+    groups = stage.draw(256, torch.Generator(stage.config.loop.device).manual_seed(2), groups=1)
+    model.fit_normalisation(torch.cat([model.encode_groups(part) for part in groups.split(16)]))
 
 
 def result_path(out: Path) -> Path:

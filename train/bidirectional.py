@@ -12,17 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from sana_wm_env.model.autoencoder import TEMPORAL_STRIDE
+from sana_wm_env.model.checkpoint import CONFIG, known_worlds
 from sana_wm_env.model.config import TransformerConfig, preset
 from sana_wm_env.model.execution import Rule
 from sana_wm_env.model.sampler import STREAMING_SIGMAS, euler
 from sana_wm_env.model.text import TextEncoderConfig
 from sana_wm_env.model.transformer import Transformer
+from sana_wm_env.model.world import WorldModel
 
 from .autoencoder import load_trained
-from .data import write_shards
-from .latents import LatentClips, Window, encode_shards
+from .latents import LatentClips, Window, encoded_rooms
 from .levels import LEVELS, logit_normal, sigma_of
 from .loop import LoopConfig, load_average, train
+from .own import OwnData, read_own
 from .parallel import RankStretch, context_group
 from .processes import start_processes
 
@@ -37,8 +39,9 @@ class FlowConfig:
         world: name of a preset; the run lives in runs/WORLD/NAME.
         name: folder of the run; the stage's own name if not given. Gives a second phase of a stage, longer clips say, a place of its own.
         loop: steps, batch, rates, see LoopConfig.
-        init_from: stage whose averaged weights this one begins with ("": from scratch).
-        runs: folder of all runs; data are rendered into runs/data and encoded by the autoencoder of runs/WORLD/autoencoder.
+        init_from: stage whose averaged weights this one begins with, or a world, by bundled name or by folder ("": from scratch).
+        runs: folder of all runs; rooms are rendered into runs/data and encoded by the autoencoder of runs/WORLD/autoencoder.
+        own: what to train on in place of rooms, see OwnData.
         shards: shards of clips to train on, each 32 clips of 97 frames.
         sessions: shards of sessions to train on as well, each 4 of 961 frames.
         frames: latent frames per clip, 3k + 1.
@@ -51,6 +54,7 @@ class FlowConfig:
     init_from: str = ""
     text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     runs: Path = Path("runs")
+    own: OwnData = field(default_factory=OwnData)
     shards: int = 64
     sessions: int = 0
     size: tuple[int, int] = (64, 64)
@@ -90,16 +94,17 @@ class FlowStage:
         torch.manual_seed(config.loop.seed)
         self.config, self.context = config, context_group(config.loop.parallel.context)
         self.model = self.network = Transformer(self.transformer())
-        home, data, device = config.runs / config.world, config.runs / "data", config.loop.device
+        home, device = config.runs / config.world, config.loop.device
         if config.init_from:
-            self.begin_with(load_average(home / config.init_from, "generator"))
+            self.begin_with(beginning(home, config.init_from))
         self.model.to(device)
         self.autoencoder = load_trained(home / "autoencoder", device)
-        shards = {"clips": config.shards, "sessions": config.sessions}
-        for kind, count in shards.items():
-            write_shards(data, kind, count, config.size, device)
-            encode_shards(data, kind, count, self.autoencoder, device)
-        self.clips = LatentClips(data, shards, config.size, config.text, device)
+        if config.own.data:
+            clips = read_own(config.own, config.size, self.autoencoder)
+        else:
+            shards = {"clips": config.shards, "sessions": config.sessions}
+            clips = encoded_rooms(config.runs / "data", shards, config.size, self.autoencoder, device)
+        self.clips = LatentClips(clips, config.size, config.text, device)
 
     @property
     def divides_clips(self) -> bool:
@@ -170,6 +175,13 @@ class FlowStage:
         text = model.text_context(window.text, window.text_mask)
         cameras = model.camera_context(window.camera, window.plucker)
         return euler(lambda x, t: model(x, t, text, cameras, rule=self.rule), noise, STREAMING_SIGMAS, window.latents[:, :, :1])
+
+
+def beginning(home: Path, name: str) -> dict[str, Tensor]:
+    """The weights of a stage in `home`, or of the transformer of a world."""
+    if not (home / name).exists() and (name in known_worlds() or (Path(name) / CONFIG).is_file()):
+        return WorldModel.load(name).transformer.state_dict()
+    return load_average(home / name, "generator")
 
 
 class BidirectionalStage(FlowStage):

@@ -1,5 +1,6 @@
 """Clips as latents: encoded once by the trained autoencoder, then cut into windows by every stage of the transformer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +10,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sana_wm_env.model.autoencoder import TEMPORAL_STRIDE, Autoencoder, group
-from sana_wm_env.model.cameras import camera_inputs
+from sana_wm_env.model.cameras import camera_inputs, raw_frames_of_latents
 from sana_wm_env.model.text import TextEncoder, TextEncoderConfig
 
-from .data import Clips, read_shard, shard_path
+from .data import read_shard, shard_path, write_shards
 from .processes import barrier, rank, world_size
 
 
@@ -40,30 +41,58 @@ class Sessions:
     keep_text: Tensor
 
 
-class LatentClips:
-    """All clips of a data folder in memory, end to end: latents of every latent frame as a still and in motion, poses, text.
+@dataclass(frozen=True)
+class LatentClip:
+    """One clip of T latent frames, F = 8 (T - 1) + 1 raw frames.
 
-    `shards` says how many shards of which kind are read; clips may differ in length.
+    moving (T, C, h, w): the latents of the clip. stills (S, C, h, w), S = T or 1: its first S latent frames, each encoded as a still image;
+    those are the frames that a session may open with. c2w (F, 4, 4) float64 camera-to-world in OpenCV axes, metres; intrinsics_px (4,) or
+    (F, 4) float32 as fx, fy, cx, cy.
     """
 
-    def __init__(self, folder: Path, shards: dict[str, int], size: tuple[int, int], text: TextEncoderConfig, device: str):
+    moving: Tensor
+    stills: Tensor
+    c2w: Tensor
+    intrinsics_px: Tensor
+    caption: str
+
+
+class LatentClips:
+    """Clips in memory, end to end: latents of every latent frame as a still and in motion, cameras, text. Clips may differ in length.
+
+    Args:
+        clips: rooms (`room_clips`), your own or published ones (`read_own`).
+        size: (height, width) of the image that the intrinsics belong to.
+        text: what encodes the captions.
+        device: where everything is kept.
+
+    Raises:
+        ValueError: no clips, clips whose latents differ in shape, or cameras that do not fit the latents.
+    """
+
+    def __init__(self, clips: Sequence[LatentClip], size: tuple[int, int], text: TextEncoderConfig, device: str):
+        _check(clips)
         self.size, self.device = size, device
-        names = [(kind, index) for kind, count in shards.items() for index in range(count)]
-        parts = [load_file(latents_path(folder, *name)) for name in names]
-        captions = [caption for name in names for caption in read_shard(shard_path(folder, *name)).captions]
-        lengths = torch.tensor([part["moving"].shape[1] for part in parts for _ in part["moving"]])
+        lengths, stills = (
+            torch.tensor([len(values) for values in column]) for column in ([c.moving for c in clips], [c.stills for c in clips])
+        )
         self.lengths, self.first = lengths.to(device), (lengths.cumsum(0) - lengths).to(device)  # in latent frames
-        self.stills, self.moving = (torch.cat([part[key].flatten(0, 1) for part in parts]).to(device) for key in ("stills", "moving"))
-        # eight poses per latent frame; the last seven of every clip are only there to make it even
-        self.c2w = torch.cat([_even(part["c2w"]).flatten(0, 1) for part in parts]).to(device)
-        self.intrinsics_px = torch.cat([part["intrinsics_px"] for part in parts]).to(device)
+        self.openings, self.first_still = stills.to(device), (stills.cumsum(0) - stills).to(device)
+        self.moving, self.stills = (torch.cat(latents).to(device) for latents in ([c.moving for c in clips], [c.stills for c in clips]))
+        # eight cameras per latent frame; the last seven of every clip are only there to make it even
+        self.c2w = torch.cat([_even(clip.c2w) for clip in clips]).to(device)
+        self.intrinsics_px = torch.cat([_even(clip.intrinsics_px.expand(len(clip.c2w), 4)) for clip in clips]).to(device)
+        self.zooms = any((clip.intrinsics_px != clip.intrinsics_px.reshape(-1, 4)[0]).any() for clip in clips)
         encoder = TextEncoder(text)
-        self.text, self.text_mask = (value.to(device) for value in encoder.encode(captions))
+        self.text, self.text_mask = (value.to(device) for value in encoder.encode([clip.caption for clip in clips]))
         self.null, self.null_mask = (value.to(device) for value in encoder.encode([""]))
 
     def draw(self, batch: int, frames: int, generator: torch.Generator, text_drop: float = 0.1) -> Sessions:
-        """Sessions with at least `frames` latent frames to go, uniform among all. The caption is dropped with probability text_drop."""
-        places = (self.lengths - frames + 1).clamp(min=0).cumsum(0)
+        """Sessions with at least `frames` latent frames to go, uniform among all places that may open one.
+
+        The caption is dropped with probability text_drop.
+        """
+        places = torch.minimum(self.lengths - frames + 1, self.openings).clamp(min=0).cumsum(0)
         if places[-1] == 0:
             raise ValueError(f"a window of {frames} latent frames was asked for, the clips have {int(self.lengths.max())}")
         kwargs = {"generator": generator, "device": self.device}
@@ -83,15 +112,55 @@ class LatentClips:
         first = origin if begin is None else origin + begin
         latents = self.moving[first[:, None] + torch.arange(frames, device=self.device)]  # (B, T, C, h, w)
         if opens:
-            latents[:, 0] = self.stills[origin]
+            latents[:, 0] = self.stills[self.first_still[sessions.clip] + sessions.start]
         stop = TEMPORAL_STRIDE * (frames - 1) + 1
         raw = torch.arange(0 if opens else 1 - TEMPORAL_STRIDE, stop, device=self.device)
-        c2w = self.c2w[TEMPORAL_STRIDE * first[:, None] + raw]  # (B, F, 4, 4)
+        place = TEMPORAL_STRIDE * first[:, None] + raw
+        c2w, intrinsics = self.c2w[place], self.intrinsics_px[place]  # (B, F, 4, 4), (B, F, 4)
         c2w = (torch.linalg.inv(self.c2w[TEMPORAL_STRIDE * origin])[:, None] @ c2w).float()
-        camera, plucker = camera_inputs(c2w, self.intrinsics_px[sessions.clip], self.size, tuple(latents.shape[-2:]), opens)
+        grid = (latents.shape[-2], latents.shape[-1])
+        if self.zooms:
+            camera, plucker = zooming_camera_inputs(c2w, intrinsics, self.size, grid, opens)
+        else:
+            camera, plucker = camera_inputs(c2w, intrinsics[:, 0], self.size, grid, opens)
         text = torch.where(sessions.keep_text[:, None, None], self.text[sessions.clip], self.null)
         text_mask = torch.where(sessions.keep_text[:, None], self.text_mask[sessions.clip], self.null_mask)
         return Window(latents.float().transpose(1, 2), camera, plucker, text, text_mask)
+
+
+def zooming_camera_inputs(
+    c2w: Tensor, intrinsics_px: Tensor, image_size: tuple[int, int], grid: tuple[int, int], opens: bool = True
+) -> tuple[Tensor, Tensor]:
+    """`camera_inputs` for intrinsics (B, F, 4) that differ from frame to frame; equal to it where they do not.
+
+    A latent frame gets the focal length of the raw frame whose pose it gets, a ray the one of its own raw frame.
+    """
+    batch, frames = c2w.shape[:2]
+    # every raw frame as a clip of its own: (B F, 1, 20) and eight times the same rays
+    camera, rays = camera_inputs(c2w.flatten(0, 1)[:, None], intrinsics_px.flatten(0, 1), image_size, grid)
+    camera, rays = camera.view(batch, frames, -1), rays[:, :6, 0].unflatten(0, (batch, frames))  # (B, F, 20), (B, F, 6, h, w)
+    packed = rays[:, raw_frames_of_latents(frames, opens).to(rays.device)]  # (B, T, 8, 6, h, w)
+    return camera[:, 0 if opens else TEMPORAL_STRIDE - 1 :: TEMPORAL_STRIDE], packed.flatten(2, 3).transpose(1, 2).contiguous()
+
+
+def encoded_rooms(
+    folder: Path, shards: dict[str, int], size: tuple[int, int], autoencoder: Autoencoder, device: str = "cpu"
+) -> list[LatentClip]:
+    """The clips of the first shards of rooms, so and so many of each kind; what is missing is rendered and encoded."""
+    for kind, count in shards.items():
+        write_shards(folder, kind, count, size, device)
+        encode_shards(folder, kind, count, autoencoder, device)
+    return room_clips(folder, shards)
+
+
+def room_clips(folder: Path, shards: dict[str, int]) -> list[LatentClip]:
+    """The clips of the first shards of rooms, so and so many of each kind, that `encode_shards` has encoded."""
+    clips = []
+    for kind, index in ((kind, index) for kind, count in shards.items() for index in range(count)):
+        part, captions = load_file(latents_path(folder, kind, index)), read_shard(shard_path(folder, kind, index)).captions
+        columns = (part["moving"], part["stills"], part["c2w"], part["intrinsics_px"], captions)
+        clips += [LatentClip(*row) for row in zip(*columns, strict=True)]
+    return clips
 
 
 @torch.inference_mode()
@@ -101,7 +170,7 @@ def encode_shards(folder: Path, kind: str, count: int, autoencoder: Autoencoder,
     barrier()
     for index in tqdm(missing[rank() :: world_size()], desc=f"encoding {kind}", unit="shard", disable=not missing):
         clips = read_shard(shard_path(folder, kind, index))
-        stills, moving = zip(*(_encode(clips, row, autoencoder, device) for row in range(len(clips.captions))), strict=True)
+        stills, moving = zip(*(encode_clip(frames, autoencoder, device) for frames in clips.frames), strict=True)
         path = latents_path(folder, kind, index)
         tensors = {"stills": torch.stack(stills), "moving": torch.stack(moving), "c2w": clips.c2w, "intrinsics_px": clips.intrinsics_px}
         save_file(tensors, path.with_suffix(".part"))
@@ -113,15 +182,26 @@ def latents_path(folder: Path, kind: str, index: int) -> Path:
     return folder / f"{kind}-{index:05d}.latents.safetensors"
 
 
-def _encode(clips: Clips, row: int, autoencoder: Autoencoder, device: str) -> tuple[Tensor, Tensor]:
-    """Latents of one clip, (T, C, h, w) each: every eighth frame as a still, and the clip itself."""
-    video = clips.frames[row].to(device).permute(3, 0, 1, 2).float()[None] / 127.5 - 1  # (1, 3, F, H, W)
+def encode_clip(frames: Tensor, autoencoder: Autoencoder, device: str) -> tuple[Tensor, Tensor]:
+    """Latents of frames (F, H, W, 3) uint8, (T, C, h, w) float16 each: every eighth frame as a still, and the clip itself."""
+    video = frames.to(device).permute(3, 0, 1, 2).float()[None] / 127.5 - 1  # (1, 3, F, H, W)
     stills = group(video[:, :, ::TEMPORAL_STRIDE].repeat_interleave(TEMPORAL_STRIDE, 2))
     moving = autoencoder.encode(video)[0].transpose(0, 1)
     stills = autoencoder.normalise(autoencoder.encode_groups(stills))[0]
     return stills.half().cpu().contiguous(), moving.half().cpu().contiguous()
 
 
-def _even(c2w: Tensor) -> Tensor:
-    """Poses (N, 8 (T - 1) + 1, 4, 4), the last repeated: (N, 8 T, 4, 4)."""
-    return torch.cat([c2w, c2w[:, -1:].expand(-1, TEMPORAL_STRIDE - 1, -1, -1)], 1)
+def _check(clips: Sequence[LatentClip]) -> None:
+    if not clips:
+        raise ValueError("got no clips to train on")
+    for clip in clips:
+        frames = TEMPORAL_STRIDE * (len(clip.moving) - 1) + 1
+        if clip.moving.shape[1:] != clips[0].moving.shape[1:]:
+            raise ValueError(f"got latents of {tuple(clip.moving.shape[1:])} beside {tuple(clips[0].moving.shape[1:])}; wanted one shape")
+        if len(clip.c2w) != frames:
+            raise ValueError(f"got {len(clip.c2w)} poses for {len(clip.moving)} latent frames; wanted {frames}")
+
+
+def _even(cameras: Tensor) -> Tensor:
+    """Cameras of 8 (T - 1) + 1 frames, the last repeated: 8 T."""
+    return torch.cat([cameras, cameras[-1:].expand(TEMPORAL_STRIDE - 1, *cameras.shape[1:])])

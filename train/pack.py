@@ -3,7 +3,11 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sana_wm_env.model.autoencoder import SPATIAL_STRIDE
+import numpy as np
+from scipy.spatial.transform import RigidTransform
+
+from sana_wm_env.camera import CHUNK_FRAMES
+from sana_wm_env.model.autoencoder import SPATIAL_STRIDE, TEMPORAL_STRIDE
 from sana_wm_env.model.checkpoint import save_world
 from sana_wm_env.model.config import WorldConfig, preset
 from sana_wm_env.model.sampler import STREAMING_SIGMAS
@@ -14,6 +18,7 @@ from sana_wm_env.rooms import paths
 
 from .autoencoder import load_trained
 from .loop import load_average
+from .shards import packed_paths, packed_shards
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,9 @@ class PackConfig:
         stage: stage to take the transformer from.
         out: folder to write (runs/WORLD/world if not given).
         size: height and width of the frames.
+        data: folder of your own packed clips, if it was trained on them: its largest action is then the largest motion of a chunk in them
+            (95th percentile), and whoever opens the world brings the first frame.
+        name: name of the world, that of the preset if not given.
     """
 
     world: str = "rooms"
@@ -33,6 +41,8 @@ class PackConfig:
     stage: str = "distill"
     out: Path | None = None
     size: tuple[int, int] = (64, 64)
+    data: Path | None = None
+    name: str = ""
 
 
 def assemble(config: PackConfig) -> WorldModel:
@@ -43,19 +53,41 @@ def assemble(config: PackConfig) -> WorldModel:
     transformer.load_state_dict(load_average(home / config.stage, "generator"))
     height, width = config.size
     text = TextEncoderConfig()
+    translation, rotation = largest_motion(config.data) if config.data else (paths.MAX_TRANSLATION_M, paths.MAX_ROTATION_RAD)
     world = WorldConfig(
-        name=config.world,
+        name=config.name or config.world,
         transformer=preset(config.world),
         autoencoder=asdict(autoencoder.config),
         text=asdict(text),
         image_size=config.size,
         grid=(height // SPATIAL_STRIDE, width // SPATIAL_STRIDE),
         sigmas=STREAMING_SIGMAS,
-        max_translation_m=paths.MAX_TRANSLATION_M,
-        max_rotation_rad=paths.MAX_ROTATION_RAD,
-        first_frames="rooms",
+        max_translation_m=translation,
+        max_rotation_rad=rotation,
+        first_frames=None if config.data else "rooms",
     )
     return WorldModel(world, transformer, autoencoder, TextEncoder(text))
+
+
+def largest_motion(folder: Path) -> tuple[float, float]:
+    """Metres and radians of a chunk that 95 % of the chunks in packed clips do not exceed, each at least 0.01.
+
+    ValueError if no clip has a whole chunk.
+    """
+    chunks = [
+        (c2w[start], c2w[start + CHUNK_FRAMES])
+        for c2w in packed_paths(folder)
+        for start in range(0, len(c2w) - CHUNK_FRAMES, TEMPORAL_STRIDE)
+    ]
+    if not chunks:
+        raise ValueError(
+            f"got no clip of {CHUNK_FRAMES + 1} frames in {packed_shards(folder)[0].parent}; wanted one to learn how fast it moves"
+        )
+    before, after = (RigidTransform.from_matrix(np.stack(poses)) for poses in zip(*chunks, strict=True))
+    rotation, translation = np.split((before.inv() * after).as_exp_coords(), 2, axis=1)
+    lengths = (np.percentile(np.linalg.norm(part, axis=1), 95) for part in (translation, rotation))
+    moved, turned = (round(max(float(length), 0.01), 3) for length in lengths)
+    return moved, turned
 
 
 def pack(config: PackConfig) -> None:

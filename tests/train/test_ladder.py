@@ -15,7 +15,7 @@ from sana_wm_env.model.config import PRESETS
 from sana_wm_env.model.text import TextEncoderConfig
 from sana_wm_env.rooms import HELD_OUT
 from sana_wm_env.train import ablations, autoencoder, bidirectional, causal, data, distill, ode, self_forcing
-from sana_wm_env.train.latents import LatentClips, Sessions, encode_shards
+from sana_wm_env.train.latents import LatentClips, Sessions, encode_shards, room_clips
 from sana_wm_env.train.loop import LoopConfig, load_average, train
 from sana_wm_env.train.optim import OptimConfig
 
@@ -73,7 +73,7 @@ def at(clip: list[int], start: list[int], keep_text: list[bool]) -> Sessions:
 
 
 def test_windows_begin_at_their_own_first_frame(runs):
-    clips = LatentClips(runs / "data", {"clips": 1}, (64, 64), TextEncoderConfig(), "cpu")
+    clips = LatentClips(room_clips(runs / "data", {"clips": 1}), (64, 64), TextEncoderConfig(), "cpu")
     window = clips.window(at([0, 1], [0, 5], [True, False]), 4)
     assert torch.equal(window.latents[1, :, 0], clips.stills[13 + 5].float())
     assert torch.equal(window.latents[1, :, 1:], clips.moving[13 + 6 : 13 + 9].float().transpose(0, 1))
@@ -86,7 +86,7 @@ def test_windows_begin_at_their_own_first_frame(runs):
 
 def test_a_window_goes_on_where_the_one_before_ended(runs):
     """Two windows of a session, and the same frames in one; the later one may begin elsewhere in every row."""
-    clips = LatentClips(runs / "data", {"clips": 1}, (64, 64), TextEncoderConfig(), "cpu")
+    clips = LatentClips(room_clips(runs / "data", {"clips": 1}), (64, 64), TextEncoderConfig(), "cpu")
     sessions = at([0, 1], [0, 2], [True, True])
     whole, later = clips.window(sessions, 10), clips.window(sessions, 3, torch.tensor([4, 7]))
     for row, begin in enumerate((4, 7)):
@@ -99,7 +99,7 @@ def test_sessions_are_drawn_where_enough_is_left(runs):
     data.write_shards(runs / "data", "sessions", 1, (64, 64))
     autoencoder_ = autoencoder.load_trained(runs / "tiny" / "autoencoder", "cpu")
     encode_shards(runs / "data", "sessions", 1, autoencoder_)
-    clips = LatentClips(runs / "data", {"clips": 1, "sessions": 1}, (64, 64), TextEncoderConfig(), "cpu")
+    clips = LatentClips(room_clips(runs / "data", {"clips": 1, "sessions": 1}), (64, 64), TextEncoderConfig(), "cpu")
     assert clips.lengths.tolist() == [13, 13, 25, 25]
     drawn = clips.draw(500, 12, torch.Generator().manual_seed(0))
     assert clips.left(drawn).min() == 12
