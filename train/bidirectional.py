@@ -179,7 +179,7 @@ class FlowStage:
 
 def beginning(home: Path, name: str) -> dict[str, Tensor]:
     """The weights of a stage in `home`, or of the transformer of a world."""
-    if not (home / name).exists() and (name in known_worlds() or (Path(name) / CONFIG).is_file()):
+    if (Path(name) / CONFIG).is_file() or (name in known_worlds() and not (home / name).exists()):
         return WorldModel.load(name).transformer.state_dict()
     return load_average(home / name, "generator")
 

@@ -95,4 +95,5 @@ def pack(config: PackConfig) -> None:
     world = assemble(config)
     out = config.out or config.runs / config.world / "world"
     save_world(out, world.config, world.transformer, world.autoencoder)
-    print(f"wrote {out}: gym.make('SanaWM-v0', world='{out}') opens it")
+    bring = ", reset(options={'image': ..., 'intrinsics': ...}) brings its first frame" if config.data else ""
+    print(f"wrote {out}: gym.make('SanaWM-v0', world='{out}') opens it{bring}")

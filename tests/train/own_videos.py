@@ -28,7 +28,7 @@ def write_video(path: Path, frames: int, fps: int = 16, size: tuple[int, int] = 
 
 
 def write_clip(folder: Path, name: str, frames: int = 33, rate: int = 16, json_: bool = True, **changes: Any) -> Path:
-    """A video of so many frames at `rate` per second and its sidecar; `changes` replace fields of the sidecar, or leave out those that are None."""
+    """A video of so many frames at `rate` per second and its sidecar, some of whose fields are changed, or left out if None."""
     write_video(folder / f"{name}.mp4", frames, rate)
     fields = {"c2w": path_of(frames), "convention": "opencv", "intrinsics_px": INTRINSICS, "image_size": SIZE} | changes
     fields = {key: value for key, value in fields.items() if value is not None}

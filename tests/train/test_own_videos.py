@@ -94,9 +94,9 @@ BROKEN = {
 def test_a_broken_clip_is_named_with_its_fix(kind, tmp_path):
     changes, reason, message = BROKEN[kind]
     video = write_clip(tmp_path, "a", **changes)
-    with pytest.raises(ClipError, match=f"(?s)got.*{message}") as caught:
+    with pytest.raises(ClipError, match=f"(?s){message}") as caught:
         inspect("a", video)
-    assert caught.value.reason == reason
+    assert caught.value.reason == reason and str(caught.value).startswith("got")
 
 
 def test_broken_files_are_named(tmp_path):
