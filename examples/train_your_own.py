@@ -68,4 +68,4 @@ env.reset(seed=0, options={"image": clip.frames[0], "intrinsics": clip.intrinsic
 for _ in range(2):
     frames, *_ = env.step(np.array([0, 0, 0.5, 0, 0.2, 0], np.float32))  # half speed ahead, a little to the right
 env.close()
-print(f"\nwrote {world}: gym.make('SanaWM-v0', world='{world}') opens it; {args.out / 'imagined.mp4'} is a walk through it")
+print(f"\nwrote {args.out / 'imagined.mp4'} (49 frames), a walk through the world that gym.make('SanaWM-v0', world='{world}') opens")

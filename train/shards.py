@@ -9,6 +9,7 @@ import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tarfile import TarError
 from typing import Any
 
 import av
@@ -64,7 +65,7 @@ def packed_shards(folder: Path) -> list[Path]:
 
 
 def read_packed(shard: Path) -> Iterator[PackedClip]:
-    """The clips of a shard. ValueError that names the clip if a part of it is missing or does not fit the rest."""
+    """The clips of a shard. ValueError if it was cut off, or if a part of a clip is missing or does not fit the rest."""
     for sample in _samples(shard, (".mp4", ".npz", ".json")):
         key = sample["__key__"]
         if missing := {"mp4", "npz", "json"} - set(sample):
@@ -82,10 +83,16 @@ def packed_paths(folder: Path) -> Iterator[Array]:
 
 def _samples(shard: Path, endings: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """The clips of a shard with those of their files that have one of the endings; arrays and texts are decoded, videos are not."""
-    from webdataset.compat import WebDataset
+    from webdataset.autodecode import basichandlers
+    from webdataset.tariterators import group_by_keys, tar_file_expander
 
-    opened: Any = WebDataset([str(shard)], shardshuffle=False, select_files=lambda name: name.endswith(endings))
-    yield from opened.decode(only=["npz", "json"])
+    with shard.open("rb") as stream:  # the library's own way through WebDataset leaves the file open
+        source = [{"url": str(shard), "stream": stream}]
+        try:
+            for sample in group_by_keys(tar_file_expander(source, select_files=lambda name: name.endswith(endings))):
+                yield sample | {name: basichandlers(name, sample[name]) for name in ("npz", "json") if name in sample}
+        except TarError as error:
+            raise ValueError(f"got {shard}, which cannot be read to its end ({error.args[0]}); pack again") from None
 
 
 def encode_video(frames: NDArray[np.uint8], crf: int = 0) -> bytes:

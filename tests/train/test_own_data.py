@@ -123,6 +123,9 @@ def test_what_does_not_fit_is_refused(runs, tmp_path):
     (tmp_path / "clips-000000.tar").write_bytes(packed_shards(runs / "packed")[0].read_bytes())
     with pytest.raises(FileNotFoundError, match="without latents: run `sana-wm data latents"):
         read_own(OwnData(tmp_path), (64, 64), right)
+    (tmp_path / "clips-000000.tar").write_bytes(packed_shards(runs / "packed")[0].read_bytes()[:1800])
+    with pytest.raises(ValueError, match="cannot be read to its end"):
+        list(read_packed(tmp_path / "clips-000000.tar"))
     with pytest.raises(ValueError, match=r"64 x 64 pixels.*--size 64 64"):
         autoencoder.AutoencoderStage(autoencoder.AutoencoderStageConfig(data=runs / "packed", size=(32, 32), model=CODER))
 
