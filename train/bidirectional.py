@@ -100,7 +100,7 @@ class FlowStage:
         self.model.to(device)
         self.autoencoder = load_trained(home / "autoencoder", device)
         if config.own.data:
-            clips = read_own(config.own, config.size, self.autoencoder)
+            clips = read_own(config.own, config.size, self.autoencoder, config.frames)
         else:
             shards = {"clips": config.shards, "sessions": config.sessions}
             clips = encoded_rooms(config.runs / "data", shards, config.size, self.autoencoder, device)

@@ -72,7 +72,7 @@ def inspect(key: str, video: Path, min_frames: int = 1 + CHUNK_FRAMES) -> Footag
     if len(chosen) < min_frames:
         raise ClipError(
             "too short",
-            f"got {len(times)} frames, {len(chosen)} at {FPS} per second; wanted {min_frames} or more: record longer or lower --min-frames",
+            f"got {len(times)} frames, {len(chosen)} at {FPS} per second; wanted {min_frames} or more: record longer",
         )
     path = np.linalg.norm(np.diff(cameras.c2w[chosen, :3, 3], axis=0), axis=1)
     if np.median(path) * FPS > MAX_SPEED:

@@ -37,24 +37,43 @@ class OwnData:
     captions: str = ""
 
 
-def read_own(config: OwnData, size: tuple[int, int], autoencoder: Autoencoder) -> list[LatentClip]:
-    """All clips of config.data, in memory, with intrinsics in pixels of `size` (height, width).
+def read_own(config: OwnData, size: tuple[int, int], autoencoder: Autoencoder, frames: int = 1) -> list[LatentClip]:
+    """All clips of config.data, in memory, with intrinsics in pixels of `size` (height, width). Prints what becomes of all of them.
 
     Raises:
         FileNotFoundError: neither of the two kinds of data lies there.
-        ValueError: the latents are another autoencoder's, or none passed the filters.
+        ValueError: the latents are another autoencoder's, none passed the filters, or none has `frames` latent frames.
     """
     folder = config.data
     if folder is None or not folder.is_dir():
         raise FileNotFoundError(f"got --data {folder}; there is no such folder")
-    if any(folder.glob("clips-*.tar")):
-        return [clip for shard in packed_shards(folder) for clip in _read_encoded(shard, size, autoencoder)]
+    packed = any(folder.glob("clips-*.tar"))
+    clips = _read_packed_latents(folder, size, autoencoder) if packed else _read_published(config, folder, size, autoencoder)
+    short = sum(len(clip.moving) < frames for clip in clips)
+    if short == len(clips):
+        longest = max(len(clip.moving) for clip in clips)
+        raise ValueError(
+            f"got clips of at most {longest} latent frames in {folder}; wanted {frames}: add --frames {1 + (longest - 1) // 3 * 3}"
+        )
+    tqdm.write(
+        f"{folder}: {len(clips)} clips" + (f", {short} of them shorter than {frames} latent frames and never drawn" if short else "")
+    )
+    return clips
+
+
+def _read_packed_latents(folder: Path, size: tuple[int, int], autoencoder: Autoencoder) -> list[LatentClip]:
+    return [clip for shard in packed_shards(folder) for clip in _read_encoded(shard, size, autoencoder)]
+
+
+def _read_published(config: OwnData, folder: Path, size: tuple[int, int], autoencoder: Autoencoder) -> list[LatentClip]:
+    """The clips that pass; says how many do not, and why."""
     source = PublishedLatents(folder, size, filter_ranges(config.filters), int(config.min_mib * 2**20), config.captions)
     clips = list(tqdm(source.clips(), desc="reading latents", unit="clip"))
-    lost = "".join(f"; {count} dropped: {reason}" for reason, count in source.dropped.most_common())
+    lost = "; ".join(f"{count} dropped: {reason}" for reason, count in source.dropped.most_common())
     if not clips:
-        raise ValueError(f"got no clips out of {folder}{lost}")
-    tqdm.write(f"{folder}: {len(clips)} clips{lost}")
+        raise ValueError(f"got no clips out of {folder}; {lost or 'it is empty'}")
+    if lost:
+        tqdm.write(f"{folder}: {lost}")
     channels = autoencoder.config.latent_channels
     if clips[0].moving.shape[1] != channels:
         raise ValueError(f"got latents of {clips[0].moving.shape[1]} channels in {folder}; this world's autoencoder has {channels}")

@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
+from sana_wm_env.camera import CHUNK_FRAMES
 from sana_wm_env.model.autoencoder import SPATIAL_STRIDE
 
 from .autoencoder import load_trained
@@ -170,10 +171,8 @@ def _left_off(footage: Footage, config: PackVideosConfig) -> int:
 def _check_settings(config: PackVideosConfig) -> None:
     if any(side < SPATIAL_STRIDE or side % SPATIAL_STRIDE for side in config.size):
         raise ValueError(f"got --size {config.size[0]} {config.size[1]}; wanted multiples of {SPATIAL_STRIDE}, which a latent cell covers")
-    if not 9 <= config.min_frames <= config.max_frames:
-        raise ValueError(
-            f"got --min-frames {config.min_frames} and --max-frames {config.max_frames}; wanted 9 or more, and no fewer at most"
-        )
+    if not 1 + CHUNK_FRAMES <= config.min_frames <= config.max_frames:
+        raise ValueError(f"got --min-frames {config.min_frames} and --max-frames {config.max_frames}; wanted {1 + CHUNK_FRAMES} or more")
     if config.out.exists() and not (config.out / REPORT).exists():
         raise ValueError(f"got --out {config.out}, which is there and was not packed by this command; wanted a new folder")
 

@@ -92,6 +92,13 @@ def _poses(fields: dict[str, Any], frames: int) -> Array:
         given = "no stated convention" if convention is None else f"the convention {convention!r}"
         raise ClipError("convention", f'got {given}; wanted "convention" to be one of {", ".join(AXES)}: a wrong guess would not show')
     name = names[0]
+    if isinstance(fields[name], list) and None in fields[name]:
+        absent = [index for index, pose in enumerate(fields[name]) if pose is None]
+        raise ClipError(
+            "poses",
+            f"got no pose for {len(absent)} of {frames} frames, first for frame {absent[0]}; wanted one per frame: fill them in along the "
+            "path (scipy's Slerp) or cut the video to a stretch without gaps",
+        )
     try:
         poses = check_poses(fields[name], name=name)
     except ValueError as error:

@@ -79,6 +79,13 @@ def test_the_stages_train_on_packed_clips(runs):
     assert again.loss(2, torch.Generator().manual_seed(0))[0].isfinite()
 
 
+def test_clips_that_are_too_short_for_a_window_are_counted(runs, capsys):
+    assert len(read_own(OwnData(runs / "packed"), (64, 64), coder(runs), 6)) == 2
+    assert "2 clips, 1 of them shorter than 6 latent frames and never drawn" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"at most 6 latent frames.*wanted 7: add --frames 4"):
+        read_own(OwnData(runs / "packed"), (64, 64), coder(runs), 7)
+
+
 def test_the_world_moves_as_far_as_the_videos(runs, tmp_path):
     bidirectional.run(bidirectional.BidirectionalConfig(world="tiny", runs=runs, own=OwnData(runs / "packed"), loop=LOOP))
     pack(PackConfig("tiny", runs, "bidirectional", tmp_path / "world", data=runs / "packed", name="mine"))

@@ -68,6 +68,7 @@ def with_row(row: int, value: float) -> np.ndarray:
 BROKEN = {
     "a row of the matrix is missing": ({"c2w": path_of(33)[:, :3]}, "poses", "append the row 0 0 0 1"),
     "a pose is missing": ({"c2w": path_of(32)}, "frame count", "32 poses for a video of 33 frames"),
+    "some poses are null": ({"c2w": [*path_of(31).tolist(), None, None]}, "poses", "no pose for 2 of 33 frames, first for frame 31.*Slerp"),
     "transposed": ({"c2w": path_of(33).mT}, "poses", "is transposed.*Pass pose.T"),
     "not orthonormal": ({"c2w": with_row(7, 0.3)}, "poses", r"c2w\[7\].*not orthonormal"),
     "scaled": ({"c2w": path_of(33) * [[2, 2, 2, 1]] * [[1], [1], [1], [1]]}, "poses", "scaled by 2"),
@@ -86,7 +87,7 @@ BROKEN = {
     "a rate that is none": ({"fps": "16"}, "frame rate", "got fps '16'"),
     "slow": ({"rate": 4}, "frame rate", "4 frames per second; wanted at least 8"),
     "slow, says its sidecar": ({"fps": 4.0}, "frame rate", "4 frames per second; wanted at least 8"),
-    "too short": ({"frames": 20}, "too short", "20 frames, 20 at 16 per second; wanted 25"),
+    "too short": ({"frames": 20}, "too short", "20 frames, 20 at 16 per second; wanted 25 or more: record longer"),
 }
 
 
