@@ -33,10 +33,13 @@ def configure(stage: str, runs: Path, loop: LoopConfig):
     raise ValueError(stage)
 
 
-if __name__ == "__main__":
-    name, folder, steps = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-    PRESETS["tiny"], data.KINDS = TINY, KINDS
-    # a checkpoint after every step; rates that do not depend on where the run ends
+def train(stage: str, runs: Path, steps: int) -> None:
+    """Trains a stage, or resumes: a checkpoint after every step, and rates that do not depend on where the run ends."""
     optim = OptimConfig(warmup=1, decay=0.0)
-    run, config = configure(name, folder, LoopConfig(steps=steps, batch=2, preview=0, save_minutes=0.0, optim=optim))
+    run, config = configure(stage, runs, LoopConfig(steps=steps, batch=2, preview=0, save_minutes=0.0, optim=optim))
     run(config)
+
+
+if __name__ == "__main__":
+    PRESETS["tiny"], data.KINDS = TINY, KINDS
+    train(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
