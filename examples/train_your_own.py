@@ -7,6 +7,7 @@ steps are far too few to learn a new place: they show the way, whose commands ar
 """
 
 import argparse
+import shlex
 from pathlib import Path
 
 import gymnasium as gym
@@ -28,7 +29,7 @@ args = parser.parse_args()
 def run(command: str) -> None:
     """Does what this line would do in a shell."""
     print(f"\n$ sana-wm {command}", flush=True)
-    if code := cli.main(command.split()):
+    if code := cli.main(shlex.split(command)):
         raise SystemExit(code)
 
 
@@ -45,13 +46,13 @@ def record(folder: Path, clips: int = 4, chunks: int = 4) -> Path:
 
 
 videos = args.folder or record(args.out / "videos")
-packed, runs, world = args.out / "packed", args.out / "runs", args.out / "world"
+clips, runs, packed, world = (shlex.quote(str(path)) for path in (videos, *(args.out / name for name in ("runs", "packed", "world"))))
 common = f"--runs {runs} --data {packed} --steps {args.steps} --batch {args.batch}"
 start = f" --init-from {args.start}" if args.start else ""
 
 # What is wrong with a clip is said here, with its fix; `pack` leaves such clips out and counts them.
 cli.main(["data", "validate", str(videos)])
-run(f"data pack {videos} --out {packed} --on-error skip")
+run(f"data pack {clips} --out {packed} --on-error skip")
 
 # The stages of the ladder (train/README.md). The same commands go on where they were stopped; for more steps give a new --out.
 run(f"train autoencoder {common}" + (f" --start-from {args.start}" if args.start else ""))
@@ -62,10 +63,10 @@ run(f"train distill {common}")
 run(f"train pack --runs {runs} --data {packed} --name my-world --out {world}")
 
 # It is an environment like any other. The first frame is yours: here that of the first clip.
-clip = next(read_packed(packed_shards(packed)[0]))
-env = sana_wm_env.RecordChunks(gym.make("SanaWM-v0", world=str(world)), args.out / "imagined.mp4")
+clip = next(read_packed(packed_shards(args.out / "packed")[0]))
+env = sana_wm_env.RecordChunks(gym.make("SanaWM-v0", world=str(args.out / "world")), args.out / "imagined.mp4")
 env.reset(seed=0, options={"image": clip.frames[0], "intrinsics": clip.intrinsics_px[0], "prompt": clip.caption})
 for _ in range(2):
     frames, *_ = env.step(np.array([0, 0, 0.5, 0, 0.2, 0], np.float32))  # half speed ahead, a little to the right
 env.close()
-print(f"\nwrote {args.out / 'imagined.mp4'} (49 frames), a walk through the world that gym.make('SanaWM-v0', world='{world}') opens")
+print(f"\nwrote {args.out}/imagined.mp4 (49 frames), a walk through the world that gym.make('SanaWM-v0', world='{args.out}/world') opens")
