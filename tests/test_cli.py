@@ -100,7 +100,7 @@ def test_fidelity_report_repeats_byte_for_byte(tmp_path, capsys):
     assert (tmp_path / "sheets" / "a.png").read_bytes() == (tmp_path / "sheets" / "b.png").read_bytes()
     report = json.loads(first)
     assert report["config"]["episodes"] == 2 and len(report["weights_sha256"]) == 64
-    assert set(report["figures"]) == {"psnr_db", "ssim", "psnr_visible_db", "ssim_visible"}
+    assert set(report["figures"]) == {"psnr_db", "ssim", "psnr_visible_db", "ssim_visible", "histogram_overlap"}
     for conditions in report["figures"].values():
         assert set(conditions) == {"autoencoder", "world", "still", "shuffled", "reversed"}
         assert all(len(cells) == 2 for cells in conditions.values())

@@ -1,7 +1,9 @@
-"""What the design's choices are worth, on rooms: small networks that differ in one thing each, trained alike, with several seeds.
+"""What the design's choices are worth, on rooms: networks that differ in one thing each, trained alike, with several seeds.
 
-The paper's questions (tables 3 and 4, section 3.2) asked in small: camera branches, key scale, hybrid attention; then, of the trained
-world, the sink and the number of sampling steps. `sana-wm train ablations` trains what is missing, prints a table and draws it.
+The paper's questions (tables 3 and 4, section 3.2) asked in small. Key scale and hybrid attention: small networks from scratch. Camera
+branches: the trained network, which has learned to look where it is going, loses a branch and is trained on for a while; from scratch
+no network of this budget would have come to use its cameras. Then, of the trained world, the sink and the number of sampling steps.
+`sana-wm train ablations` trains what is missing, prints a table and draws it.
 """
 
 import json
@@ -31,37 +33,49 @@ from .pack import PackConfig, assemble
 SMALL = TransformerConfig(depth=4, width=96, heads=2, in_channels=48, mlp_ratio=2.0, text_width=64, text_tokens=32, input_size=8)
 UCPE, PLUCKER = "out_proj_cam", "plucker_proj"
 LEVELS_SCORED = (0.5, 0.7, 0.85, 0.95)
-UNDISTILLED_STEPS = 20
+UNDISTILLED_STEPS = (4, 20, 40)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One thing that is different: settings of the network, and projections that stay at zero, as they begin: paths that are not there."""
+    """One thing that is different.
+
+    Attributes:
+        says: what it is, in words.
+        settings: of the network, where it is trained from scratch.
+        silent: projections that are zero and stay it: paths that are not there.
+        trained: begins with the trained network.
+    """
 
     says: str
     settings: dict = field(default_factory=dict)
     silent: tuple[str, ...] = ()
+    trained: bool = False
 
 
 VARIANTS = {
-    "as designed": Variant("UCPE and Plücker, keys over sqrt(D S), one softmax block in four"),
-    "UCPE only": Variant("no Plücker path", silent=(PLUCKER,)),
-    "Plücker only": Variant("no UCPE branch", silent=(UCPE,)),
-    "no camera": Variant("neither", silent=(UCPE, PLUCKER)),
+    "as designed": Variant("keys over sqrt(D S), one softmax block in four"),
     "keys over sqrt(D)": Variant("transitions may grow", {"key_scale": "dim"}),
     "all delta rule": Variant("no softmax block", {"softmax_every": 0}),
+    "UCPE + Plücker": Variant("as designed", trained=True),
+    "UCPE only": Variant("no Plücker path", silent=(PLUCKER,), trained=True),
+    "Plücker only": Variant("no UCPE branch", silent=(UCPE,), trained=True),
+    "no camera": Variant("neither", silent=(UCPE, PLUCKER), trained=True),
 }
 
 
 @dataclass(frozen=True)
 class AblationsConfig(BidirectionalConfig):
-    """Trains small networks that differ in one thing each, and asks the trained world about its sink and its steps.
+    """Trains networks that differ in one thing each, and asks the trained world about its sink and its steps.
 
     Attributes:
         seeds: networks per variant.
         variants: which; all if not given. Several processes may share the work by naming different ones.
-        validation: last shards of clips, which are not trained on.
+        init_from: the trained network, of a stage or a world, that the camera variants begin with.
+        further: steps that those are trained on.
+        validation: shards of clips beyond those that are trained on.
         few_step: stage of the trained world that is asked about its sink and its steps.
+        undistilled: stage that it was distilled from.
         episodes: held-out episodes for that; 0 for none.
         out: folder of results.
     """
@@ -70,8 +84,11 @@ class AblationsConfig(BidirectionalConfig):
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=300, preview=0, ema=0.98))
     seeds: int = 3
     variants: tuple[str, ...] = tuple(VARIANTS)
-    validation: int = 8
+    init_from: str = "bidirectional"
+    further: int = 60
+    validation: int = 2
     few_step: str = "distill"
+    undistilled: str = "causal"
     episodes: int = 16
     out: Path = Path("runs/ablations")
 
@@ -81,28 +98,26 @@ class AblationsConfig(BidirectionalConfig):
 
 
 class VariantStage(FlowStage):
-    """Flow matching of a small network in which something is missing, on all shards but the last ones."""
+    """Flow matching of a network in which something is missing."""
 
     def __init__(self, config: AblationsConfig, variant: Variant):
         self.variant = variant
-        super().__init__(config)
+        super().__init__(replace(config, shards=config.shards + config.validation))
         for name, weight in self.network.named_parameters():
             if any(part in name for part in variant.silent):
-                assert not weight.any(), f"{name} should begin at zero"
-                weight.requires_grad_(False)
+                weight.requires_grad_(False).zero_()
         self.held_out = self.clips
-        shards = {"clips": config.shards - config.validation}
-        self.clips = LatentClips(room_clips(config.runs / "data", shards), config.size, config.text, config.loop.device)
+        self.clips = LatentClips(room_clips(config.runs / "data", {"clips": config.shards}), config.size, config.text, config.loop.device)
 
     def transformer(self) -> TransformerConfig:
-        return replace(SMALL, **self.variant.settings)
+        return super().transformer() if self.variant.trained else replace(SMALL, **self.variant.settings)
 
     @torch.no_grad()
-    def score(self, model: Transformer, most: int = 128) -> dict[str, float]:
+    def score(self, model: Transformer) -> dict[str, float]:
         """Loss on clips that were not trained on, and what it becomes when the cameras are another clip's."""
         device = self.config.loop.device
         generator = torch.Generator(device).manual_seed(5)
-        index = torch.arange(len(self.clips.lengths), len(self.held_out.lengths), device=device)[-most:]
+        index = torch.arange(len(self.clips.lengths), len(self.held_out.lengths), device=device)
         clips = len(index)
         sums = {"loss": 0.0, "wrong cameras": 0.0}
         for rows in index.split(32):
@@ -129,8 +144,11 @@ def trained_variant(config: AblationsConfig, name: str, seed: int) -> dict:
     folder = config.out / f"{name.replace(' ', '-')}-{seed}"
     if (folder / "result.json").exists():
         return json.loads((folder / "result.json").read_text())
-    own = replace(config, init_from="", sessions=0, loop=replace(config.loop, seed=seed))
-    stage = VariantStage(own, VARIANTS[name])
+    variant, loop = VARIANTS[name], replace(config.loop, seed=seed)
+    if variant.trained:
+        loop = replace(loop, steps=config.further, optim=replace(loop.optim, warmup=min(loop.optim.warmup, config.further // 10)))
+    own = replace(config, init_from=config.init_from if variant.trained else "", sessions=0, loop=loop)
+    stage = VariantStage(own, variant)
     try:
         result = stage.score(train(stage, own.loop, folder))
     except FloatingPointError as error:
@@ -142,12 +160,10 @@ def trained_variant(config: AblationsConfig, name: str, seed: int) -> dict:
 
 def sampling_rows(config: AblationsConfig) -> Iterator[tuple[str, str, list[float]]]:
     """PSNR per held-out episode: of chunk 1 for distilled and undistilled steps, of chunks 8 to 12 with and without the sink."""
-    many = tuple(float(shift(1 - i / UNDISTILLED_STEPS, 8.0)) for i in range(UNDISTILLED_STEPS + 1))
-    for label, stage, sigmas in (
-        ("4 distilled steps", config.few_step, STREAMING_SIGMAS),
-        ("4 undistilled steps", "causal", STREAMING_SIGMAS),
-        (f"{UNDISTILLED_STEPS} undistilled steps", "causal", many),
-    ):
+    undistilled = [
+        (f"{n} undistilled steps", config.undistilled, tuple(float(shift(1 - i / n, 8.0)) for i in range(n + 1))) for n in UNDISTILLED_STEPS
+    ]
+    for label, stage, sigmas in (("4 distilled steps", config.few_step, STREAMING_SIGMAS), *undistilled):
         world = assemble(PackConfig(config.world, config.runs, stage))
         world.config = replace(world.config, sigmas=sigmas)
         yield label, "PSNR of chunk 1, dB", _psnr(world, config.episodes, 1)[:, 0].tolist()
@@ -166,14 +182,15 @@ def _psnr(world: WorldModel, episodes: int, chunks: int) -> np.ndarray:
 
 def table(results: dict[str, list[dict]], sampled: dict[str, tuple[str, list[float]]]) -> str:
     """Both tables as Markdown: mean and standard deviation over seeds, then over sessions."""
-    lines = ["| variant | | held-out loss | with another clip's cameras |", "|---|---|---|---|"]
+    lines = ["| variant | | begins with | held-out loss | with another clip's cameras |", "|---|---|---|---|---|"]
     for name, rows in results.items():
         fallen = [row["diverged"] for row in rows if "diverged" in row]
         if fallen:
             cells = [f"diverged at step {', '.join(map(str, fallen))} ({len(fallen)} of {len(rows)})", ""]
         else:
             cells = [_spread([row[key] for row in rows]) for key in ("loss", "wrong cameras")]
-        lines.append(f"| {name} | {VARIANTS[name].says} | {cells[0]} | {cells[1]} |")
+        beginning = "the trained network" if VARIANTS[name].trained else "nothing"
+        lines.append(f"| {name} | {VARIANTS[name].says} | {beginning} | {cells[0]} | {cells[1]} |")
     if sampled:
         lines += ["", "| trained world | measured | mean over sessions |", "|---|---|---|"]
         lines += [f"| {label} | {what} | {_spread(values)} |" for label, (what, values) in sampled.items()]

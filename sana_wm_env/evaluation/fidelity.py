@@ -38,7 +38,7 @@ from ..rooms.render import Render, render
 from ..rooms.scene import Scenes, sample_scenes
 from . import metrics
 
-FIGURES = ("psnr_db", "ssim", "psnr_visible_db", "ssim_visible")
+FIGURES = ("psnr_db", "ssim", "psnr_visible_db", "ssim_visible", "histogram_overlap")
 DRIVEN = ("world", "shuffled", "reversed")
 CONDITIONS = ("autoencoder", "world", "still", "shuffled", "reversed")
 SHEET_ROWS, SHEET_CHUNKS = 8, 5
@@ -167,6 +167,7 @@ def compare(frames: Tensor, truth: Tensor, visible: Tensor, counted: Tensor) -> 
         "ssim": metrics.masked_mean(similarity),
         "psnr_visible_db": metrics.psnr(frames, truth, visible),
         "ssim_visible": metrics.masked_mean(similarity, visible[..., 5:-5, 5:-5]),
+        "histogram_overlap": metrics.histogram_overlap(frames, truth),
     }
     return {name: value.masked_fill(~counted, math.nan).nanmean(1).cpu().numpy() for name, value in values.items()}
 

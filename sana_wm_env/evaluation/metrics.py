@@ -108,6 +108,30 @@ def contrast(frames: Tensor) -> Tensor:
     return frames.double().mean(-1).flatten(-2).std(-1, correction=0)
 
 
+def histogram_overlap(a: Tensor, b: Tensor, bins: int = 16) -> Tensor:
+    """How much of two frames' colour histograms coincides: 1 for the same colours wherever they stand, 0 for none in common.
+
+    Intersection (Swain and Ballard 1991) of the histograms of each channel, mean over channels.
+
+    Args:
+        a: uint8 (..., H, W, 3).
+        b: the same shape.
+        bins: equal bins of a channel's 256 values.
+
+    Returns:
+        float64 (...).
+    """
+    _check_pair(a, b)
+    return torch.minimum(_histograms(a, bins), _histograms(b, bins)).sum(-1).mean(-1)
+
+
+def _histograms(frames: Tensor, bins: int) -> Tensor:
+    """Shares of a frame's pixels in each bin: uint8 (..., H, W, 3) -> float64 (..., 3, bins)."""
+    index = frames.movedim(-1, -3).flatten(-2).long() * bins // 256  # (..., 3, H W)
+    counts = torch.zeros(*index.shape[:-1], bins, dtype=torch.float64, device=frames.device)
+    return counts.scatter_add_(-1, index, torch.ones_like(index, dtype=torch.float64)) / index.shape[-1]
+
+
 def visible_in_first(
     depth_m: Tensor, c2w: Tensor, first_depth_m: Tensor, first_c2w: Tensor, intrinsics_px: Tensor, tolerance: float = 0.03
 ) -> Tensor:

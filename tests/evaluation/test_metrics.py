@@ -51,6 +51,18 @@ def test_metrics_refuse_floats_and_unequal_shapes():
         metrics.ssim(grey(0, 10), grey(0, 10))
 
 
+def test_histograms_overlap_by_colours_not_by_places():
+    image = noise(2, 20, 24, 3)
+    assert torch.allclose(metrics.histogram_overlap(image, image.flip(1)), torch.ones(2, dtype=torch.float64))
+    half = grey(0)
+    half[:8] = 255
+    half[..., 2] = 0  # two channels share half of their pixels with black, the third all
+    assert metrics.histogram_overlap(half, grey(0)).item() == pytest.approx((0.5 + 0.5 + 1) / 3)
+    assert metrics.histogram_overlap(grey(15), grey(16)).item() == 0 == metrics.histogram_overlap(grey(0), grey(255)).item()
+    by_numpy = [np.minimum(*(np.histogram(frame[..., c], 16, (0, 256))[0] / 480 for frame in image.numpy())).sum() for c in range(3)]
+    assert metrics.histogram_overlap(image[0], image[1]).item() == pytest.approx(np.mean(by_numpy))
+
+
 def test_ssim_of_an_image_with_itself_is_one():
     image = noise(3, 20, 24, 3)
     assert torch.allclose(metrics.ssim(image, image), torch.ones(3, dtype=torch.float64))

@@ -58,7 +58,7 @@ def test_the_ladder_ends_in_a_world(runs):
     env.close()
     names = ("as designed", "no camera")
     asked = ablations.AblationsConfig(
-        world="tiny", runs=runs, out=runs / "ablations", shards=2, validation=1, loop=LOOP, seeds=2, variants=names, episodes=2
+        world="tiny", runs=runs, out=runs / "ablations", shards=1, validation=1, loop=LOOP, further=2, seeds=2, variants=names, episodes=2
     )
     ablations.run(asked)
     text = (runs / "ablations" / "ablations.md").read_text()
