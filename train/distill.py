@@ -30,7 +30,7 @@ from sana_wm_env.model.state import (
 
 from .latents import Sessions
 from .loop import LoopConfig, train
-from .pack import PackConfig, pack
+from .pack import pack_stage
 from .processes import rank, start_processes
 from .streaming import StreamingConfig, StreamingStage
 
@@ -150,4 +150,4 @@ def run(config: DistillConfig) -> None:
     start_processes()
     train(DistillStage(config), config.loop, config.home)
     if rank() == 0:
-        pack(PackConfig(config.world, config.runs, config.home.name))
+        pack_stage(config)

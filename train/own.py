@@ -17,7 +17,7 @@ from sana_wm_env.model.autoencoder import TEMPORAL_STRIDE, Autoencoder
 from .filters import filter_ranges
 from .latents import LatentClip, encode_clip
 from .published import PublishedLatents
-from .shards import PackedClip, packed_shards, read_packed
+from .shards import PACKED, PackedClip, packed_shards, read_packed
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def read_own(config: OwnData, size: tuple[int, int], autoencoder: Autoencoder, f
     folder = config.data
     if folder is None or not folder.is_dir():
         raise FileNotFoundError(f"got --data {folder}; there is no such folder")
-    packed = any(folder.glob("clips-*.tar"))
+    packed = any(folder.glob(PACKED))
     clips = _read_packed_latents(folder, size, autoencoder) if packed else _read_published(config, folder, size, autoencoder)
     short = sum(len(clip.moving) < frames for clip in clips)
     if short == len(clips):

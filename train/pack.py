@@ -17,8 +17,9 @@ from sana_wm_env.model.world import WorldModel
 from sana_wm_env.rooms import paths
 
 from .autoencoder import load_trained
+from .bidirectional import FlowConfig
 from .loop import load_average
-from .shards import packed_paths, packed_shards
+from .shards import PACKED, packed_paths, packed_shards
 
 
 @dataclass(frozen=True)
@@ -97,3 +98,15 @@ def pack(config: PackConfig) -> None:
     save_world(out, world.config, world.transformer, world.autoencoder)
     bring = ", reset(options={'image': ..., 'intrinsics': ...}) brings its first frame" if config.data else ""
     print(f"wrote {out}: gym.make('SanaWM-v0', world='{out}') opens it{bring}")
+
+
+def pack_stage(config: FlowConfig) -> None:
+    """Packs what a stage of the few-step model has come to, as runs/WORLD/world.
+
+    The published latent layout has no clips to learn the largest action from: its worlds are packed by hand.
+    """
+    own = config.own.data
+    if own and not any(own.glob(PACKED)):
+        print(f"{config.home} is done; `sana-wm train pack --stage {config.home.name} --data CLIPS` makes a world of it, with packed clips")
+        return
+    pack(PackConfig(config.world, config.runs, config.home.name, size=config.size, data=own))

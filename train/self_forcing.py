@@ -21,7 +21,7 @@ from .levels import LEVELS, sigma_of
 from .loop import LoopConfig, load_average, train
 from .ode import ODE_SIGMAS
 from .optim import OptimConfig
-from .pack import PackConfig, pack
+from .pack import pack_stage
 from .processes import rank, start_processes
 from .streaming import StreamingConfig, StreamingStage
 
@@ -159,4 +159,4 @@ def run(config: SelfForcingConfig) -> None:
     start_processes()
     train(SelfForcingStage(config), config.loop, config.home)
     if rank() == 0:
-        pack(PackConfig(config.world, config.runs, config.home.name))
+        pack_stage(config)

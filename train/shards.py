@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sana_wm_env.actions import FPS
 from sana_wm_env.camera import Array
 
-PATTERN = "clips-%06d.tar"
+PATTERN, PACKED = "clips-%06d.tar", "clips-*.tar"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def write_packed(folder: Path, clips: Iterable[PackedClip], per_shard: int, crf:
 
 def packed_shards(folder: Path) -> list[Path]:
     """The shards in a folder, in order. FileNotFoundError that says what to run if there are none."""
-    found = sorted(Path(folder).glob("clips-*.tar"))
+    found = sorted(Path(folder).glob(PACKED))
     if not found:
         raise FileNotFoundError(f"got '{folder}', which holds no packed clips (clips-*.tar): run `sana-wm data pack VIDEOS --out {folder}`")
     return found

@@ -17,12 +17,12 @@ from sana_wm_env.model.cameras import camera_inputs
 from sana_wm_env.model.config import PRESETS
 from sana_wm_env.model.text import TextEncoderConfig
 from sana_wm_env.model.world import WorldModel
-from sana_wm_env.train import autoencoder, bidirectional
+from sana_wm_env.train import autoencoder, bidirectional, distill
 from sana_wm_env.train.filters import FILTERS, bad_camera, filter_ranges, rejected
 from sana_wm_env.train.latents import LatentClips, Sessions, Window, zooming_camera_inputs
 from sana_wm_env.train.loop import LoopConfig
 from sana_wm_env.train.own import OwnData, read_own
-from sana_wm_env.train.pack import PackConfig, largest_motion, pack
+from sana_wm_env.train.pack import PackConfig, largest_motion, pack, pack_stage
 from sana_wm_env.train.published import PublishedClip, PublishedLatents, write_published
 from sana_wm_env.train.shards import PackedClip, packed_shards, read_packed, write_packed
 
@@ -100,6 +100,18 @@ def test_the_world_moves_as_far_as_the_videos(runs, tmp_path):
     found, saved = bidirectional.beginning(runs / "tiny", str(tmp_path / "world")), bidirectional.beginning(runs / "tiny", "bidirectional")
     name = "final_layer.linear.weight"
     assert found.keys() >= {name} and torch.allclose(found[name], saved[name], atol=1e-3)
+
+
+def test_the_last_stage_packs_a_world_of_the_data_it_was_trained_on(runs, capsys):
+    bidirectional.run(bidirectional.BidirectionalConfig(world="tiny", runs=runs, own=OwnData(runs / "packed"), loop=LOOP))
+    config = distill.DistillConfig(
+        world="tiny", runs=runs, own=OwnData(runs / "packed"), loop=LOOP, frames=4, init_from="bidirectional", sessions=0
+    )
+    distill.run(config)
+    world = WorldModel.load(runs / "tiny" / "world").config
+    assert world.first_frames is None and (world.max_translation_m, world.max_rotation_rad) == largest_motion(runs / "packed")
+    pack_stage(replace(config, own=OwnData(runs)))  # no packed clips there to learn the largest action from
+    assert "sana-wm train pack --stage distill --data" in capsys.readouterr().out
 
 
 def test_largest_motion_is_that_of_the_chunks(tmp_path):
