@@ -185,7 +185,7 @@ class SoftmaxAttention(SelfAttention):
         main = self.attend(q, [e.key for e in read], [e.value for e in read], run)
         camera = self.attend(q_cam, [e.camera_key for e in read], [e.camera_value for e in read], run)
         out = self.combine(u, main.flatten(-2), leave_ray_frame(camera, cameras).flatten(-2))
-        return out, WindowState(keep_window(entries, own.map(torch.clone), *self.window)) if run.keep else None
+        return out, WindowState(keep_window(entries, own.map(_own_memory), *self.window)) if run.keep else None
 
     def attend(self, q: Tensor, keys: list[Tensor], values: list[Tensor], run: Execution) -> Tensor:
         """Queries of a span see all keys up to its end. q (B, T, S, h, D), keys (B, h, N, D) -> (B, T, S, h, D).
@@ -265,6 +265,10 @@ def per_token(x: Tensor) -> Tensor:
 
 def all_tokens(x: Tensor) -> Tensor:
     return x.flatten(1, 2).transpose(1, 2)  # (B, T, S, h, D) -> (B, h, N, D)
+
+
+def _own_memory(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)  # as a file gives it back: the layout may decide how a product rounds
 
 
 def _at_least_fp32(x: Tensor) -> Tensor:

@@ -107,14 +107,14 @@ class Autoencoder(nn.Module):
         latents = self.encode_groups(group(torch.cat([first, video[:, :, 1:]], 2)))  # (B, T, C, h, w)
         return self.normalise(latents).transpose(1, 2)
 
-    def decode(self, latents: Tensor, state: DecoderState | None = None) -> tuple[Tensor, DecoderState]:
+    def decode(self, latents: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, DecoderState]:
         """Latents (B, C, T, h, w) -> video (B, 3, F, H, W) and the state for the next call.
 
         Without a state the first latent opens a clip and gives 1 frame; every other latent gives 8. Decoding in pieces equals decoding
         whole.
         """
         raw = self.denormalise(latents.transpose(1, 2))  # (B, T, C, h, w)
-        before = raw[:, 0] if state is None else self.denormalise(state.previous[:, None])[:, 0]
+        before = raw[:, 0] if state is None else self.denormalise(state[0][:, None])[:, 0]
         groups = self.decode_groups(raw, torch.cat([before[:, None], raw[:, :-1]], 1))
         video = ungroup(groups)
         return video if state is not None else video[:, :, TEMPORAL_STRIDE - 1 :], DecoderState(latents[:, :, -1])

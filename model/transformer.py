@@ -116,7 +116,7 @@ class Transformer(nn.Module):
         run = Execution(((0, frames),), streaming=True, keep=True)
         _, _, blocks = self._run(x, clean, text, cameras, run, state)
         begin = torch.zeros(batch, dtype=torch.int64, device=x.device) if state is None else state.next_frame
-        return TransformerState(blocks, begin + frames, 1 if state is None else state.chunk_index + 1)
+        return TransformerState(blocks, begin + frames)
 
     def _run(
         self,

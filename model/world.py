@@ -3,7 +3,10 @@
 A `WorldModel` owns weights and nothing else. What a session is lies in the immutable `WorldState` that goes in and comes out.
 """
 
+import hashlib
+import json
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -60,6 +63,30 @@ class WorldModel:
     def frames_per_step(self) -> int:
         return STRIDE * self.latents_per_step
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells worlds apart: SHA-256 over the configuration and the weights, of large tensors an even sample.
+
+        Sampled because it is taken whenever a world is loaded; it finds another training, not a tampered file.
+        """
+        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
+        for part in (self.transformer, self.autoencoder):
+            for name, tensor in part.state_dict().items():
+                values = tensor.flatten()[:: max(1, tensor.numel() // 4096)].contiguous().cpu().view(torch.uint8)
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(values.numpy().tobytes())
+        return digest.hexdigest()
+
+    def accept(self, state: WorldState) -> WorldState:
+        """`state` on this world's device; ValueError that names both sides where another world imagined it."""
+        ours, theirs = (self.config.name, self.fingerprint), (state.world, state.weights)
+        if ours != theirs:
+            raise ValueError(
+                f"got a state of the world {theirs[0]!r} with weights {theirs[1][:12]}; this is {ours[0]!r} with weights {ours[1][:12]}: "
+                "load the world that the state was saved in"
+            )
+        return replace(state.map(lambda t: t.to(self.device)), generators=state.generators.cpu())
+
     @torch.inference_mode()
     def start(self, images: Tensor, intrinsics_px: Tensor, prompts: list[str], generators: list[torch.Generator]) -> WorldState:
         """Open one session per image.
@@ -94,7 +121,11 @@ class WorldModel:
             intrinsics_px=intrinsics_px.to(self.device, torch.float64),
             c2w=torch.eye(4, dtype=torch.float64, device=self.device).repeat(batch, 1, 1),
             generators=torch.stack([generator.get_state() for generator in generators]),
-        )
+            frame=images.to(self.device),
+            chunk_index=torch.zeros(batch, dtype=torch.int64, device=self.device),
+            world=self.config.name,
+            weights=self.fingerprint,
+        ).detached()
 
     @torch.inference_mode()
     def step(self, state: WorldState, c2w: Tensor) -> tuple[Tensor, WorldState]:
@@ -110,11 +141,13 @@ class WorldModel:
         latents, after = self.generate_latents(state, c2w)
         video, decoder = self.autoencoder.decode(latents.to(self.transformer.dtype), state.decoder)
         frames = ((video.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return frames.permute(0, 2, 3, 4, 1).contiguous(), replace(after, decoder=decoder)
+        frames = frames.permute(0, 2, 3, 4, 1).contiguous()
+        # clones, so that the state keeps one frame alive and not the chunk
+        return frames, replace(after, decoder=tuple(t.clone() for t in decoder), frame=frames[:, -1].clone())
 
     @torch.inference_mode()
     def generate_latents(self, state: WorldState, c2w: Tensor) -> tuple[Tensor, WorldState]:
-        """`step` without the decode: the new latents (B, C, latents_per_step, h, w) and the next state, its decoder not advanced."""
+        """`step` without the decode: the new latents (B, C, latents_per_step, h, w) and the next state, its decoder and frame not advanced."""
         c2w = self._checked_poses(state, c2w)
         opens, image = state.transformer is None, state.image_latent
         path = torch.cat([state.c2w[:, None], c2w], 1) if opens else c2w  # before the first chunk the newest pose is raw frame 0
@@ -127,7 +160,7 @@ class WorldModel:
         after = replace(
             state,
             transformer=self.transformer.commit(x, state.text, cameras, state.transformer),
-            c2w=c2w[:, -1],
+            c2w=c2w[:, -1].clone(),
             generators=generators,
             chunk_index=state.chunk_index + 1,
         )

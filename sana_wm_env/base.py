@@ -1,8 +1,9 @@
 """What every environment of the package shares: spaces, checks, poses, info, rendering. A subclass supplies the pictures."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import gymnasium as gym
@@ -11,16 +12,16 @@ from numpy.typing import NDArray
 
 from .actions import FPS, action_space, to_twist
 from .camera import CHUNK_FRAMES, Array, compose, intrinsics_matrix, twist_path
-
-Frames = NDArray[np.uint8]
-OBS_MODES = ("chunk", "last")
+from .observations import Frames, Observation, observation_space, observe
+from .tasks import Goal, Moment, Opening, Task, make_task
 
 
 class Seeds(NamedTuple):
-    """What one episode draws from the environment's own generator, always both, so that every episode draws alike."""
+    """What one episode draws from the environment's own generator, always all, so that every episode draws alike."""
 
     room: int
     noise: int
+    task: int
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,17 @@ class Episode:
         c2w: (4, 4) pose of the newest frame relative to the first.
         intrinsics_px: (4,) as fx, fy, cx, cy in pixels of the observed frames.
         chunk_index: chunks since the reset.
+        goal: what the task remembers.
     """
 
     state: Any
     c2w: Array
     intrinsics_px: Array
     chunk_index: int = 0
+    goal: Goal = field(default_factory=dict)
 
 
-class CameraEnv(gym.Env[Frames, NDArray[np.float32]]):
+class CameraEnv(gym.Env[Observation, NDArray[np.float32]]):
     """A camera that moves through a world, 24 frames per step.
 
     Subclasses say which reset options they know and implement `_prepare`, `_start` and `_advance`.
@@ -48,10 +51,12 @@ class CameraEnv(gym.Env[Frames, NDArray[np.float32]]):
     Args:
         world: name that `info["world"]` carries.
         image_size: (height, width) of the frames.
-        obs_mode: "chunk" or "last".
+        obs_mode: "chunk", "last" or "dict".
         render_mode: None, "rgb_array" or "rgb_array_list".
         max_translation_m: metres per chunk that an action of 1 stands for.
         max_rotation_rad: radians per chunk that an action of 1 stands for.
+        task: "free", "goal", "follow" or a Task.
+        reward_fn: a function of a Moment, in place of a task.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array", "rgb_array_list"], "render_fps": FPS}  # noqa: RUF012 (Gymnasium's own type)
@@ -67,9 +72,10 @@ class CameraEnv(gym.Env[Frames, NDArray[np.float32]]):
         render_mode: str | None,
         max_translation_m: float,
         max_rotation_rad: float,
+        task: str | Task = "free",
+        reward_fn: Callable[[Moment], float] | None = None,
     ):
-        if obs_mode not in OBS_MODES:
-            raise ValueError(f"got obs_mode={obs_mode!r}; wanted one of {', '.join(OBS_MODES)}")
+        self.task = make_task(task, reward_fn)
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(
                 f"got render_mode={render_mode!r}; wanted None or one of {', '.join(self.metadata['render_modes'])}"
@@ -81,8 +87,7 @@ class CameraEnv(gym.Env[Frames, NDArray[np.float32]]):
         self.world, self.image_size = world, (int(image_size[0]), int(image_size[1]))
         self.obs_mode, self.render_mode = obs_mode, render_mode
         self.max_translation_m, self.max_rotation_rad = float(max_translation_m), float(max_rotation_rad)
-        shape = (*self.image_size, 3) if obs_mode == "last" else (CHUNK_FRAMES, *self.image_size, 3)
-        self.observation_space = gym.spaces.Box(0, 255, shape, np.uint8)
+        self.observation_space = observation_space(obs_mode, self.image_size, self.task.spaces(self.image_size))
         self.action_space: gym.spaces.Box = action_space()  # type: ignore[assignment]
         self._episode: Episode | None = None
         self._unseen: list[Frames] = []  # what `render` returns next
@@ -100,23 +105,35 @@ class CameraEnv(gym.Env[Frames, NDArray[np.float32]]):
     def _advance(self, episode: Episode, c2w: Array) -> tuple[Frames, Array, Any]:
         """Frames (24, H, W, 3) along c2w (24, 4, 4), the poses they really have, and the next state. Changes nothing."""
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frames, dict[str, Any]]:
+    @abstractmethod
+    def _is_clear(self, prepared: Any, seeds: Seeds, c2w: Array) -> NDArray[np.bool_]:
+        """Whether the camera of a new episode may stand at poses (F, 4, 4): (F,). True where nobody knows what the picture hides."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
         """Starts an episode. See the class for the options and for what is returned.
 
         Raises:
             ValueError: an unknown option or a bad value; the running episode and the random generator stay as they were.
         """
-        self._require_open()
-        prepared = self._prepare(self._known(options))
-        super().reset(seed=seed)
-        room, noise = (int(draw) for draw in self.np_random.integers(2**63, size=2, dtype=np.uint64))
-        frame, intrinsics, state = self._start(prepared, Seeds(room, noise))
-        frames, c2w = np.repeat(frame[None], CHUNK_FRAMES, axis=0), np.tile(np.eye(4), (CHUNK_FRAMES, 1, 1))
-        self._episode, self._unseen = Episode(state, np.eye(4), intrinsics), []
-        self._keep_for_render(frames[-1:])
-        return self._observation(frames), self._info(self._episode, c2w, 1)
+        return self._begin(self._checked(options), seed)
 
-    def step(self, action: Any) -> tuple[Frames, float, bool, bool, dict[str, Any]]:
+    def _checked(self, options: dict[str, Any] | None) -> Any:
+        """What `_prepare` makes of the options. Changes nothing."""
+        self._require_open()
+        return self._prepare(self._known(options))
+
+    def _begin(self, prepared: Any, seed: int | None) -> tuple[Frames, dict[str, Any]]:
+        super().reset(seed=seed)
+        seeds = Seeds(*(int(draw) for draw in self.np_random.integers(2**63, size=len(Seeds._fields), dtype=np.uint64)))
+        frame, intrinsics, state = self._start(prepared, seeds)
+        frames, c2w = np.repeat(frame[None], CHUNK_FRAMES, axis=0), np.tile(np.eye(4), (CHUNK_FRAMES, 1, 1))
+        episode = Episode(state, np.eye(4), intrinsics)
+        goal = self.task.begin(self._opening(episode, frame, np.random.default_rng(seeds.task), partial(self._is_clear, prepared, seeds)))
+        self._episode, self._unseen = replace(episode, goal=goal), []
+        self._keep_for_render(frames[-1:])
+        return self._observation(frames, self._episode), self._info(self._episode, c2w, 1)
+
+    def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Moves the camera for one chunk. See the class for what is returned.
 
         Raises:
@@ -125,11 +142,23 @@ class CameraEnv(gym.Env[Frames, NDArray[np.float32]]):
             gymnasium.error.ClosedEnvironmentError: after close.
         """
         episode = self._running()
+        return self._arrive(*self._advance(episode, self._wish(episode, action)))
+
+    def _wish(self, episode: Episode, action: Any) -> Array:
+        """Poses (24, 4, 4) that an action asks for; ValueError for a bad one. Changes nothing."""
         twist = to_twist(action, self.max_translation_m, self.max_rotation_rad)
-        frames, c2w, state = self._advance(episode, compose(episode.c2w, twist_path(twist)))
-        self._episode = replace(episode, state=state, c2w=c2w[-1].copy(), chunk_index=episode.chunk_index + 1)
+        return compose(episode.c2w, twist_path(twist))
+
+    def _arrive(self, frames: Frames, c2w: Array, state: Any) -> tuple[Frames, float, bool, bool, dict[str, Any]]:
+        """Goes on to what `_advance` returned."""
+        episode = self._running()
+        moment = Moment(episode.c2w, c2w, frames, episode.chunk_index + 1, np.array(action, np.float32))
+        reward, terminated, goal = self.task.judge(episode.goal, moment)
+        goal = episode.goal if goal is None else goal
+        self._episode = replace(episode, state=state, c2w=c2w[-1].copy(), chunk_index=moment.chunk_index, goal=goal)
         self._keep_for_render(frames)
-        return self._observation(frames), 0.0, False, False, self._info(self._episode, c2w, CHUNK_FRAMES)
+        info = self._info(self._episode, c2w, CHUNK_FRAMES)
+        return self._observation(frames, self._episode), float(reward), bool(terminated), False, info
 
     def render(self) -> Frames | list[Frames] | None:  # type: ignore[override]  # Gymnasium's RenderFrame has one type for both modes
         """`rgb_array`: the newest frame. `rgb_array_list`: every frame since the last call or the last reset. None: nothing."""
@@ -166,8 +195,22 @@ class CameraEnv(gym.Env[Frames, NDArray[np.float32]]):
             raise gym.error.ResetNeeded("no episode is running; call reset() first")
         return self._episode
 
-    def _observation(self, frames: Frames) -> Frames:
-        return frames if self.obs_mode == "chunk" else frames[-1].copy()
+    def _opening(self, episode: Episode, frame: Frames, rng: np.random.Generator, is_clear: Callable[[Array], Any]) -> Opening:
+        """What the task of a new episode begins from."""
+
+        def look(path: Array) -> Frames:
+            shown, ahead = [], episode
+            for poses in path.reshape(-1, CHUNK_FRAMES, 4, 4):
+                frames, c2w, state = self._advance(ahead, poses)
+                shown, ahead = [*shown, frames], replace(ahead, state=state, c2w=c2w[-1], chunk_index=ahead.chunk_index + 1)
+            return np.concatenate(shown)
+
+        limits = self.max_translation_m, self.max_rotation_rad
+        return Opening(frame.copy(), episode.intrinsics_px.copy(), rng, *limits, look, is_clear)
+
+    def _observation(self, frames: Frames, episode: Episode) -> Observation:
+        of_task = self.task.observe(episode.goal, episode.c2w, episode.chunk_index)
+        return observe(self.obs_mode, frames, episode.c2w, episode.intrinsics_px, of_task)
 
     def _keep_for_render(self, frames: Frames) -> None:
         if self.render_mode == "rgb_array":
@@ -176,7 +219,7 @@ class CameraEnv(gym.Env[Frames, NDArray[np.float32]]):
             self._unseen.extend(frames.copy())
 
     def _info(self, episode: Episode, c2w: Array, new_frames: int) -> dict[str, Any]:
-        return {
+        return self.task.info(episode.goal, episode.c2w, episode.chunk_index) | {
             "c2w": c2w,
             "intrinsics_px": intrinsics_matrix(episode.intrinsics_px),
             "n_new_frames": new_frames,

@@ -96,7 +96,7 @@ def test_a_state_is_as_large_after_200_chunks_as_after_two():
         state = network.commit(given["x"][:, :, 4:], text, cameras, state)
         sizes.append(state.nbytes)
     assert len(set(sizes)) == 1
-    assert state.next_frame.tolist() == [4 + 3 * 200] and state.chunk_index == 201
+    assert state.next_frame.tolist() == [4 + 3 * 200]
     assert all(t.isfinite().all() for t in tensors_of(state))
     assert sum(t.untyped_storage().nbytes() for t in tensors_of(state)) <= 1.01 * state.nbytes  # nothing larger is kept alive
 
