@@ -96,12 +96,13 @@ class Recording:
         self.actions: list[np.ndarray] = []
         self.rewards: list[float] = []
         self.info: Mapping[str, Any] = {}
+        self.image_size = (0, 0)
 
     def add(self, frames: np.ndarray, info: Mapping[str, Any]) -> None:
         """Adds the new frames of a chunk, uint8 (n, H, W, 3), and their poses."""
         self.video.write(frames)
         self.c2w.append(info["c2w"][-len(frames) :])
-        self.info = info
+        self.info, self.image_size = info, frames.shape[1:3]
 
     def close(self) -> None:
         """Finishes the video and writes the sidecar. A second call does nothing."""
@@ -111,7 +112,9 @@ class Recording:
         write_sidecar(
             self.video.path,
             c2w=np.concatenate(self.c2w),
+            convention="opencv",
             intrinsics_px=self.info["intrinsics_px"],
+            image_size=self.image_size,
             actions=np.asarray(self.actions, np.float32),
             rewards=np.asarray(self.rewards, np.float64),
             world=self.info["world"],
@@ -123,8 +126,9 @@ class Recording:
 class RecordChunks(gym.Wrapper, gym.utils.RecordConstructorArgs):
     """Records every frame of every episode: the first frame once, then 24 per step, so 24k + 1 in all.
 
-    Beside `a.mp4` lies `a.npz` with `c2w` (F, 4, 4) float64 relative to the first frame, `intrinsics_px` (3, 3) in pixels of the
-    observed frames (not of the enlarged video), `actions` (K, 6), `rewards` (K,), `world`, and `seed` (-1 where `reset` got none).
+    Beside `a.mp4` lies `a.npz` with `c2w` (F, 4, 4) float64 relative to the first frame, `convention` ("opencv"), `intrinsics_px` (3, 3)
+    in pixels of the observed frames, which are `image_size` (height, width) and not those of the enlarged video, `actions` (K, 6),
+    `rewards` (K,), `world`, and `seed` (-1 where `reset` got none). `sana-wm data validate` and `pack` take both as they are.
 
     A file is complete after the next `reset`, after `close`, when a `with` statement is left, or when the program ends. A refused
     action or reset option does not end the recording, because it does not end the episode.

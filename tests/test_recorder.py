@@ -89,6 +89,7 @@ def test_every_frame_once_in_order(tmp_path, mode):
     assert np.array_equal(sidecar["actions"], actions)
     assert sidecar["rewards"].tolist() == [0.5] * 3
     assert sidecar["intrinsics_px"].shape == (3, 3)
+    assert (sidecar["convention"], sidecar["image_size"].tolist()) == ("opencv", [64, 64])  # of the frames; the video is larger
     assert (sidecar["world"], sidecar["seed"]) == ("counting", 5)
 
 

@@ -23,7 +23,6 @@ import numpy as np
 from sana_wm_env.camera import Array, check_intrinsics, check_poses, from_opengl, from_unreal_cm, from_w2c
 
 AXES: dict[str, Callable[[Array], Array]] = {"opencv": lambda c2w: c2w, "opengl": from_opengl, "unreal_cm": from_unreal_cm}
-RECORDED = {"c2w", "intrinsics_px", "actions", "rewards", "world"}  # what tells a sidecar of RecordChunks
 
 
 class ClipError(ValueError):
@@ -51,9 +50,6 @@ class Cameras:
 def read_cameras(video: Path, frames: int, size: tuple[int, int]) -> Cameras:
     """The cameras in the sidecar of a video that has `frames` frames of `size` (height, width). ClipError if they cannot be used."""
     fields = _read(_find(video))
-    if set(fields) >= RECORDED and "convention" not in fields:
-        matrix = np.asarray(fields["intrinsics_px"], np.float64)
-        fields |= {"convention": "opencv", "image_size": _before_enlarging(size, matrix[0, 2], matrix[1, 2])}
     return Cameras(_poses(fields, frames), _intrinsics(fields, frames, size), str(fields.get("caption", "")), _fps(fields))
 
 
@@ -146,15 +142,3 @@ def _fps(fields: dict[str, Any]) -> float | None:
     if fps is not None and not (isinstance(fps, int | float) and 0 < fps < 1000):
         raise ClipError("frame rate", f"got fps {fps!r}; wanted a number of frames per second, or none to take the video's own")
     return fps
-
-
-def _before_enlarging(size: tuple[int, int], center_x: float, center_y: float) -> tuple[int, int]:
-    """Size of the frames that RecordChunks enlarged by a whole factor: it leaves the intrinsics as they were and keeps no factor.
-
-    The one that puts the principal point nearest to the centre; the next one, half or twice as large, is far off.
-    """
-    height, width = size
-    factors = [k for k in range(1, height + 1) if height % k == 0 and width % k == 0]
-    off = [abs(np.log(2 * center_x * k / width)) + abs(np.log(2 * center_y * k / height)) for k in factors]
-    factor = factors[int(np.argmin(off))]
-    return height // factor, width // factor

@@ -154,12 +154,14 @@ def test_long_videos_are_cut_where_they_share_a_frame(tmp_path):
 
 def test_what_record_chunks_writes_is_taken_as_it_is(tmp_path):
     env = sana_wm_env.RecordChunks(gym.make("SanaWM-Rooms-v0"), tmp_path)
-    obs, _ = env.reset(seed=3)
+    intrinsics = [41.6, 41.6, 20, 36]  # far from the centre, so that a guess at the size they belong to would fail
+    obs, _ = env.reset(seed=3, options={"intrinsics": intrinsics})
     frames, *_, later = env.step(np.array([0, 0, 0.5, 0, 1, 0], np.float32))
     env.close()
+    assert cli.main(["data", "validate", str(tmp_path)]) == 0
     (clip,) = cut(inspect("a", tmp_path / "episode-0000.mp4"), (64, 64), 961, 25)
     assert np.allclose(clip.c2w[1:], later["c2w"])
-    assert np.allclose(clip.intrinsics_px, [41.6, 41.6, 32, 32])  # those of the frames, which the video shows enlarged
+    assert np.allclose(clip.intrinsics_px, intrinsics)  # those of the frames, which the video shows enlarged
     truth = np.concatenate([obs[-1:], frames])
     assert 10 * np.log10(255**2 / np.square(clip.frames.astype(float) - truth).mean()) > 38
 
