@@ -11,8 +11,8 @@ from gymnasium.envs.registration import register
 if TYPE_CHECKING:
     from sana_wm_env.model.world import WorldModel
 
-    from .actions import keys_to_path
     from .env import SanaWMEnv
+    from .keys import keys_to_path
     from .recorder import RecordChunks
     from .rooms.env import RoomsEnv
 
@@ -28,7 +28,7 @@ _HOME = {
     "RoomsEnv": "rooms.env",
     "SanaWMEnv": "env",
     "WorldModel": "model.world",
-    "keys_to_path": "actions",
+    "keys_to_path": "keys",
 }
 
 

@@ -1,166 +1,122 @@
-"""From what an agent or a player wants to how the camera moves.
+"""From what an agent wants to how the camera moves.
 
-An **action** is a point of `Box(-1, 1, (6,))`: the body twist of one chunk in units of the largest allowed translation and rotation.
-A **key string** such as `"w-48,dw-24,none-24"` is a path for people: segments of pressed keys and how many frames they are held.
+An **action** is a point of a box with sides [-1, 1]: body twists in units of the largest allowed translation and rotation. Its **mode**
+says how many pieces a chunk is divided into, each with a twist of its own. For paths that people type see `keys.py`.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from .camera import CHUNK_FRAMES, Array
+from .camera import CHUNK_FRAMES, FPS, Array, relative_to_first, step_twists, twist_path
 
-FPS = 16
-"""Frames per second of every world."""
+__all__ = ["FPS", "PIECES", "Limits", "action_path", "action_space", "actions_from_path", "check_whole_chunks", "twist_to_action"]
 
+PIECES = {"chunk": 1, "per_latent": 3, "per_frame": CHUNK_FRAMES}
+"""Action mode -> pieces of equal length that a chunk is divided into, each driven by a constant twist."""
 
-def action_space() -> gym.spaces.Box:
-    """`Box(-1, 1, (6,), float32)`: (vx, vy, vz, wx, wy, wz), see `to_twist`."""
-    return gym.spaces.Box(-1, 1, (6,), np.float32)
-
-
-def to_twist(action: Any, max_translation_m: float, max_rotation_rad: float) -> Array:
-    """Scales an action to the body twist of one chunk.
-
-    Args:
-        action: (6,) within [-1, 1]: translation along x (right), y (down), z (forward), rotation about x (looks up), y (turns right),
-            z (rolls clockwise), all in the frame of the camera.
-        max_translation_m: metres per chunk that 1 stands for.
-        max_rotation_rad: radians per chunk that 1 stands for.
-
-    Returns:
-        (6,) float64, metres and radians.
-
-    Raises:
-        ValueError: wrong shape, not numbers, NaN, out of range. Nothing is clipped: an agent that leaves the box should know.
-    """
-    wanted = "wanted 6 numbers within [-1, 1]: (vx, vy, vz, wx, wy, wz)"
-    try:
-        given = np.array(action, np.float64)
-    except (TypeError, ValueError):
-        raise ValueError(f"got an action of type {type(action).__name__}; {wanted}") from None
-    if given.shape != (6,):
-        raise ValueError(f"got an action of shape {given.shape}; {wanted}")
-    if not np.isfinite(given).all():
-        raise ValueError(f"got the action {given} with NaN or infinity; {wanted}")
-    if np.abs(given).max() > 1 + 1e-6:  # what rounding to float32 may add
-        raise ValueError(f"got the action {given}; {wanted}. Wrap the environment in ClipAction or RescaleAction")
-    return np.clip(given, -1, 1) * np.repeat([max_translation_m, max_rotation_rad], 3)
+ROUNDING = 1e-6
+"""How far beyond 1 an action may be: what float32 may add."""
 
 
-@dataclass(frozen=True)
-class KeyScheme:
-    """What the keys of a key string mean. Two schemes are in use, and `a`, `d`, `j`, `l` differ between them.
-
-    Source: the official inference code (NVlabs/Sana, docs/sana_wm.md) before (`sana-v1`) and after (`sana-v2`) it gave the keys new
-    meanings.
+class Limits(NamedTuple):
+    """The fastest motion, whatever the action mode: along and about each axis of the camera.
 
     Attributes:
-        keys: key -> (motion, sign); motions are forward, strafe (right), yaw (right) and pitch (up).
-        speed_m: metres per frame.
-        turn_deg: degrees per frame.
-        pitch_limit_deg: how far up and down the camera may look.
-        saturate: at the limit pitch stops there; otherwise a frame that would exceed it does not pitch at all.
-        smooth: velocities follow the keys with inertia.
-        norm_floor: added to the length by which horizontal directions are divided.
+        translation_m: metres per chunk.
+        rotation_rad: radians per chunk.
     """
 
-    keys: dict[str, tuple[str, int]]
-    speed_m: float
-    turn_deg: float
-    pitch_limit_deg: float
-    saturate: bool
-    smooth: bool
-    norm_floor: float
+    translation_m: float
+    rotation_rad: float
 
 
-_WALK = {"w": ("forward", 1), "s": ("forward", -1), "i": ("pitch", 1), "k": ("pitch", -1)}
-MOTIONS = ("forward", "strafe", "yaw", "pitch")
-SCHEMES = {
-    "sana-v1": KeyScheme(
-        keys=_WALK | {"a": ("strafe", -1), "d": ("strafe", 1), "j": ("yaw", -1), "l": ("yaw", 1)},
-        speed_m=0.05,
-        turn_deg=1.2,
-        pitch_limit_deg=85,
-        saturate=False,
-        smooth=False,
-        norm_floor=0.0,
-    ),
-    "sana-v2": KeyScheme(
-        keys=_WALK | {"a": ("yaw", -1), "d": ("yaw", 1), "j": ("strafe", -1), "l": ("strafe", 1)},
-        speed_m=0.025,
-        turn_deg=0.6,
-        pitch_limit_deg=60,
-        saturate=True,
-        smooth=True,
-        norm_floor=1e-6,
-    ),
-}
-TIME_CONSTANTS_S = {"moving": 0.45, "stopping": 1.0}
-"""Inertia: a velocity covers the share 1 - exp(-dt / time constant) of the way to its target per frame."""
+def action_space(mode: str = "chunk") -> gym.spaces.Box:
+    """`Box(-1, 1, (6 * pieces,), float32)`: (vx, vy, vz, wx, wy, wz) of each piece in turn, see `action_path`."""
+    return gym.spaces.Box(-1, 1, (6 * _pieces(mode),), np.float32)
 
 
-def key_scheme(name: str) -> KeyScheme:
-    """The scheme called `name`; ValueError that lists the names otherwise."""
-    if name not in SCHEMES:
-        raise ValueError(f"got the key scheme {name!r}; wanted one of {', '.join(SCHEMES)}: they disagree on what a, d, j and l do")
-    return SCHEMES[name]
+def action_path(action: Any, mode: str, limits: tuple[float, float], batch: tuple[int, ...] | None = None) -> Array:
+    """The poses of one chunk that an action asks for.
 
-
-def parse_keys(text: str, scheme: str) -> list[frozenset[str]]:
-    """Splits `"w-48,dw-24,none-24"` into the keys held in each frame.
-
-    Raises:
-        ValueError: names the segment that is not `<keys>-<count>`, the unknown key, or the unknown scheme.
-    """
-    known, held = key_scheme(scheme).keys, []
-    for segment in text.split(","):
-        keys, dash, count = segment.strip().partition("-")
-        if not (keys and dash and count.isascii() and count.isdigit() and int(count)):
-            raise ValueError(f"got the segment {segment.strip()!r} in {text!r}; wanted <keys>-<frames>, such as w-48, dw-24 or none-24")
-        pressed = frozenset() if keys == "none" else frozenset(keys)
-        if unknown := sorted(pressed - set(known)):
-            raise ValueError(f"got the key {unknown[0]!r} in the segment {segment.strip()!r}; {scheme} has {' '.join(known)} and none")
-        held += [pressed] * int(count)
-    return held
-
-
-def keys_to_path(text: str, scheme: str) -> Array:
-    """The camera path of a key string.
-
-    Walking is horizontal wherever the camera looks: pitch turns the view, not the way.
+    Each piece moves with constant velocity in the frame that the camera has at its start. A piece lasts 24, 8 or 1 frames in the modes
+    "chunk", "per_latent" and "per_frame", and 1 stands for the share of the limit that falls to it: the same speed in every mode.
 
     Args:
-        text: segments `<keys>-<frames>` joined by commas, such as `"w-48,dw-24,none-24"`.
-        scheme: "sana-v1" or "sana-v2"; there is no default, because they disagree.
+        action: (..., 6 * pieces) within [-1, 1]: for each piece in turn the translation along x (right), y (down), z (forward), the
+            rotation about x (looks up), y (turns right), z (rolls clockwise), in the frame of the camera.
+        mode: one of `PIECES`.
+        limits: what 1 stands for over a whole chunk, in metres and radians; see `Limits`.
+        batch: the leading axes that are wanted, () for a single action; None takes any.
 
     Returns:
-        (n + 1, 4, 4) float64 camera-to-world relative to the first frame, for a string of n frames; index 0 is the identity.
+        (..., 24, 4, 4) float64 relative to the camera before the chunk. Every member of a batch is exactly what it is alone. Pieces of
+        zeros leave the pose exactly where it was.
 
     Raises:
-        ValueError: as `parse_keys`.
+        ValueError: unknown mode, wrong shape, not numbers, NaN, out of range. Nothing is clipped: an agent that leaves the box should know.
     """
-    rules = key_scheme(scheme)
-    yaw = pitch = 0.0  # degrees
-    position = np.zeros(3)
-    path = [np.eye(4)]
-    for forward, strafe, turn, tilt in _velocities(parse_keys(text, scheme), rules):
-        yaw += turn
-        wish = pitch + tilt
-        if rules.saturate:
-            pitch = float(np.clip(wish, -rules.pitch_limit_deg, rules.pitch_limit_deg))
-        elif abs(wish) <= rules.pitch_limit_deg:
-            pitch = wish
-        rotation = _level_rotation(np.radians(yaw), np.radians(pitch))
-        position = (
-            position + forward * _horizontal(rotation[:, 2], rules.norm_floor) + strafe * _horizontal(rotation[:, 0], rules.norm_floor)
+    pieces = _pieces(mode)
+    checked = _check_action(action, mode, batch)
+    twists = checked.reshape(*checked.shape[:-1], pieces, 6)
+    paths = twist_path(twists * np.repeat(np.asarray(limits) / pieces, 3), CHUNK_FRAMES // pieces)  # (..., pieces, 24 / pieces, 4, 4)
+    parts = [paths[..., 0, :, :, :]]
+    for piece in range(1, pieces):  # plain products: over one chunk rounding does not add up, and identities change nothing
+        parts.append(parts[-1][..., -1:, :, :] @ paths[..., piece, :, :, :])
+    return np.concatenate(parts, axis=-3)
+
+
+def twist_to_action(twist: ArrayLike, limits: tuple[float, float]) -> NDArray[np.float32]:
+    """The action of mode "chunk" that drives a twist.
+
+    Args:
+        twist: (..., 6) of a whole chunk, metres and radians, as `camera.twist` and `camera.path_twist` give it.
+        limits: as in `action_path`.
+
+    Returns:
+        (..., 6) float32 within [-1, 1].
+
+    Raises:
+        ValueError: faster than the limits, or NaN; the message says by how much and what to set.
+    """
+    twist = np.asarray(twist, np.float64)
+    fastest = np.abs(twist).reshape(-1, 2, 3).max(axis=(0, 2))
+    if not (fastest <= np.asarray(limits) * (1 + ROUNDING)).all():
+        wanted = np.maximum(np.ceil(fastest * 1e4) / 1e4, limits)
+        raise ValueError(
+            f"got a motion of up to {fastest[0]:.4g} m and {fastest[1]:.4g} rad per chunk along and about one axis; wanted at most "
+            f"{limits[0]:.4g} m and {limits[1]:.4g} rad: slow it down, or make the environment with "
+            f"max_translation_m={wanted[0]:.4g}, max_rotation_rad={wanted[1]:.4g}"
         )
-        pose = np.eye(4)
-        pose[:3, :3], pose[:3, 3] = rotation, position
-        path.append(pose)
-    return np.stack(path)
+    return np.clip(twist / np.repeat(limits, 3), -1, 1).astype(np.float32)
+
+
+def actions_from_path(c2w: ArrayLike, limits: tuple[float, float]) -> NDArray[np.float32]:
+    """The actions that take a camera along any path, such as that of `keys_to_path`.
+
+        env = gym.make("SanaWM-v0", action_mode="per_frame")
+        limits = env.unwrapped.max_translation_m, env.unwrapped.max_rotation_rad
+        for action in actions_from_path(path, limits):
+            env.step(action)
+
+    Args:
+        c2w: (24 K + 1, 4, 4) camera-to-world in OpenCV axes and metres, in any world; the first pose is where the camera already is.
+        limits: as in `action_path`.
+
+    Returns:
+        (K, 144) float32, actions of mode "per_frame".
+
+    Raises:
+        ValueError: as `check_poses`, a wrong number of poses, or faster than the limits.
+    """
+    poses = relative_to_first(c2w)
+    try:
+        chunks = check_whole_chunks(len(poses) - 1)
+    except ValueError as error:
+        raise ValueError(f"got {len(poses)} poses, the first of which is where the camera already is: {error}") from None
+    return twist_to_action(step_twists(poses) * CHUNK_FRAMES, limits).reshape(chunks, -1)
 
 
 def check_whole_chunks(frames: int) -> int:
@@ -175,30 +131,30 @@ def check_whole_chunks(frames: int) -> int:
     return chunks
 
 
-def _velocities(held: list[frozenset[str]], rules: KeyScheme) -> Array:
-    """(n, 4) forward and strafe in metres, yaw and pitch in degrees, per frame."""
-    unit = {"forward": rules.speed_m, "strafe": rules.speed_m, "yaw": rules.turn_deg, "pitch": rules.turn_deg}
-    velocities, velocity, before = np.zeros((len(held), 4)), np.zeros(4), frozenset()
-    for frame, pressed in enumerate(held):
-        target = np.zeros(4)
-        for key in pressed:
-            motion, sign = rules.keys[key]
-            target[MOTIONS.index(motion)] += sign * unit[motion]
-        if not rules.smooth or pressed - before:  # a key that was not held before acts at once, on all four
-            velocity = target
-        else:
-            constant = np.where(target != 0, TIME_CONSTANTS_S["moving"], TIME_CONSTANTS_S["stopping"])
-            velocity = velocity + (target - velocity) * (1 - np.exp(-1 / FPS / constant))
-        velocities[frame], before = velocity, pressed
-    return velocities
+def _pieces(mode: str) -> int:
+    if mode not in PIECES:
+        raise ValueError(f"got action_mode={mode!r}; wanted one of {', '.join(PIECES)}")
+    return PIECES[mode]
 
 
-def _level_rotation(yaw: float, pitch: float) -> Array:
-    """RotY(yaw) RotX(pitch): turned right by yaw, then looking up by pitch, never rolled. (3, 3)."""
-    cy, sy, cp, sp = np.cos(yaw), np.sin(yaw), np.cos(pitch), np.sin(pitch)
-    return np.array([[cy, sy * sp, sy * cp], [0, cp, -sp], [-sy, cy * sp, cy * cp]])
-
-
-def _horizontal(direction: Array, norm_floor: float) -> Array:
-    level = direction * [1, 0, 1]
-    return level / (np.linalg.norm(level) + norm_floor)
+def _check_action(action: Any, mode: str, batch: tuple[int, ...] | None) -> Array:
+    """The action as fresh float64 within [-1, 1], or what is wrong with it."""
+    pieces = PIECES[mode]
+    size = " x ".join(map(str, (*(batch or ()), 6 * pieces)))
+    twists = "one twist" if pieces == 1 else f"{pieces} twists in one row, each"
+    wanted = (
+        f"wanted {size} numbers within [-1, 1] for action_mode={mode!r}: {twists} "
+        f"(vx, vy, vz, wx, wy, wz) of {CHUNK_FRAMES // pieces} frame{'s' * (pieces < CHUNK_FRAMES)}"
+    )
+    try:
+        given = np.array(action, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"got an action of type {type(action).__name__}; {wanted}") from None
+    if given.shape[-1:] != (6 * pieces,) or (batch is not None and given.shape[:-1] != tuple(batch)):
+        raise ValueError(f"got an action of shape {given.shape}; {wanted}")
+    for wrong, fault in ((~np.isfinite(given), "NaN or infinity"), (np.abs(given) > 1 + ROUNDING, "a number out of range")):
+        if wrong.any():
+            index = np.argwhere(wrong)[0].tolist()
+            advice = ". Wrap the environment in ClipAction or RescaleAction" if np.isfinite(given).all() else ""
+            raise ValueError(f"got an action with {fault} at {index}: {given[tuple(index)]:g}; {wanted}{advice}")
+    return np.clip(given, -1, 1)

@@ -10,8 +10,8 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from .actions import FPS, action_space, to_twist
-from .camera import CHUNK_FRAMES, Array, compose, intrinsics_matrix, twist_path
+from .actions import Limits, action_path, action_space
+from .camera import CHUNK_FRAMES, FPS, Array, compose, intrinsics_matrix
 from .observations import Frames, Observation, observation_space, observe
 from .tasks import Goal, Moment, Opening, Task, make_task
 
@@ -55,6 +55,7 @@ class CameraEnv(gym.Env[Observation, NDArray[np.float32]]):
         render_mode: None, "rgb_array" or "rgb_array_list".
         max_translation_m: metres per chunk that an action of 1 stands for.
         max_rotation_rad: radians per chunk that an action of 1 stands for.
+        action_mode: "chunk", "per_latent" or "per_frame", see `action_path`.
         task: "free", "goal", "follow" or a Task.
         reward_fn: a function of a Moment, in place of a task.
     """
@@ -72,6 +73,7 @@ class CameraEnv(gym.Env[Observation, NDArray[np.float32]]):
         render_mode: str | None,
         max_translation_m: float,
         max_rotation_rad: float,
+        action_mode: str = "chunk",
         task: str | Task = "free",
         reward_fn: Callable[[Moment], float] | None = None,
     ):
@@ -88,7 +90,8 @@ class CameraEnv(gym.Env[Observation, NDArray[np.float32]]):
         self.obs_mode, self.render_mode = obs_mode, render_mode
         self.max_translation_m, self.max_rotation_rad = float(max_translation_m), float(max_rotation_rad)
         self.observation_space = observation_space(obs_mode, self.image_size, self.task.spaces(self.image_size))
-        self.action_space: gym.spaces.Box = action_space()  # type: ignore[assignment]
+        self.action_mode, self.limits = action_mode, Limits(self.max_translation_m, self.max_rotation_rad)
+        self.action_space: gym.spaces.Box = action_space(action_mode)  # type: ignore[assignment]
         self._episode: Episode | None = None
         self._unseen: list[Frames] = []  # what `render` returns next
         self._closed = False
@@ -122,7 +125,7 @@ class CameraEnv(gym.Env[Observation, NDArray[np.float32]]):
         self._require_open()
         return self._prepare(self._known(options))
 
-    def _begin(self, prepared: Any, seed: int | None) -> tuple[Frames, dict[str, Any]]:
+    def _begin(self, prepared: Any, seed: int | None) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed)
         seeds = Seeds(*(int(draw) for draw in self.np_random.integers(2**63, size=len(Seeds._fields), dtype=np.uint64)))
         frame, intrinsics, state = self._start(prepared, seeds)
@@ -142,15 +145,14 @@ class CameraEnv(gym.Env[Observation, NDArray[np.float32]]):
             gymnasium.error.ClosedEnvironmentError: after close.
         """
         episode = self._running()
-        return self._arrive(*self._advance(episode, self._wish(episode, action)))
+        return self._arrive(action, *self._advance(episode, self._wish(episode, action)))
 
     def _wish(self, episode: Episode, action: Any) -> Array:
         """Poses (24, 4, 4) that an action asks for; ValueError for a bad one. Changes nothing."""
-        twist = to_twist(action, self.max_translation_m, self.max_rotation_rad)
-        return compose(episode.c2w, twist_path(twist))
+        return compose(episode.c2w, action_path(action, self.action_mode, self.limits, batch=()))
 
-    def _arrive(self, frames: Frames, c2w: Array, state: Any) -> tuple[Frames, float, bool, bool, dict[str, Any]]:
-        """Goes on to what `_advance` returned."""
+    def _arrive(self, action: Any, frames: Frames, c2w: Array, state: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Goes on to what `_advance` returned for an action, unless the task raises."""
         episode = self._running()
         moment = Moment(episode.c2w, c2w, frames, episode.chunk_index + 1, np.array(action, np.float32))
         reward, terminated, goal = self.task.judge(episode.goal, moment)

@@ -18,8 +18,34 @@ Array = NDArray[np.float64]
 CHUNK_FRAMES = 24
 """RGB frames of one chunk: three latent frames of eight."""
 
+FPS = 16
+"""Frames per second of every world."""
+
 TOLERANCE = 1e-4
 """How far a given rotation may be from orthonormal: float32 poses pass, rounded decimals and scaled matrices do not."""
+
+
+def twist(v: ArrayLike = (0, 0, 0), w: ArrayLike = (0, 0, 0), *, degrees: bool = False, seconds: float = CHUNK_FRAMES / FPS) -> Array:
+    """The twist of a stretch from velocities: `twist(v=(0, 0, 0.4), w=(0, 10, 0), degrees=True)` drives forward and turns right.
+
+    Args:
+        v: (3,) metres per second to the right, down and forward, in the frame of the camera.
+        w: (3,) radians per second (degrees with `degrees`): looks up, turns right, rolls clockwise.
+        degrees: `w` is in degrees per second.
+        seconds: how long; one chunk unless said otherwise.
+
+    Returns:
+        (6,) float64, metres and radians. `sana_wm_env.actions.twist_to_action` makes an action of it.
+
+    Raises:
+        ValueError: wrong shape, not numbers, NaN.
+    """
+    velocities = {"v": _numbers(v, "v"), "w": _numbers(w, "w")}
+    for name, velocity in velocities.items():
+        if velocity.shape != (3,):
+            raise ValueError(f"got {name} of shape {velocity.shape}; wanted 3 numbers: x (right), y (down), z (forward)")
+    turn = np.radians(velocities["w"]) if degrees else velocities["w"]
+    return np.concatenate([velocities["v"], turn]) * seconds
 
 
 def twist_path(twist: ArrayLike, frames: int = CHUNK_FRAMES) -> Array:
@@ -37,6 +63,36 @@ def twist_path(twist: ArrayLike, frames: int = CHUNK_FRAMES) -> Array:
     rotation_first = np.roll(twist, 3, axis=-1)[..., None, :] * share  # (..., frames, 6)
     # One flat list: for more axes scipy takes another path, which rounds differently, and a batch must equal its members.
     return RigidTransform.from_exp_coords(rotation_first.reshape(-1, 6)).as_matrix().reshape(*rotation_first.shape[:-1], 4, 4)
+
+
+def path_twist(path: ArrayLike) -> Array:
+    """The constant body twist that a path has: the inverse of `twist_path`.
+
+    Args:
+        path: (F, 4, 4) poses relative to the camera at the start, which is not among them, as `twist_path` returns them. A turn of more
+            than half a circle is told from its rest by the frames between.
+
+    Returns:
+        (6,) float64 of the whole stretch, metres and radians.
+
+    Raises:
+        ValueError: as `check_poses`, or no constant twist leads along this path.
+    """
+    path = check_poses(path, name="path")
+    whole = step_twists(np.concatenate([np.eye(4)[None], path])).sum(axis=0)
+    off = np.abs(twist_path(whole, len(path)) - path).max(axis=(1, 2))
+    if off.max() > TOLERANCE:
+        raise ValueError(
+            f"got a path whose velocity changes: the constant twist {whole.round(4)} misses path[{off.argmax()}] by {off.max():.2g}; "
+            "wanted one constant twist. sana_wm_env.actions.actions_from_path follows any path"
+        )
+    return whole
+
+
+def step_twists(c2w: ArrayLike) -> Array:
+    """Body twists from each pose (F + 1, 4, 4) to the next: (F, 6) float64, metres and radians, each turn at most half a circle."""
+    poses = RigidTransform.from_matrix(check_poses(c2w))
+    return np.roll((poses[:-1].inv() * poses[1:]).as_exp_coords(), 3, axis=-1)
 
 
 def compose(c2w: ArrayLike, relative: ArrayLike) -> Array:
@@ -65,8 +121,16 @@ def relative_to_first(c2w: ArrayLike) -> Array:
 
 
 def from_w2c(w2c: ArrayLike) -> Array:
-    """World-to-camera matrices (F, 4, 4) ("extrinsics", COLMAP) -> camera-to-world in the same axes, float64."""
-    return RigidTransform.from_matrix(np.asarray(w2c, np.float64)).inv().as_matrix()
+    """World-to-camera matrices (F, 4, 4) ("extrinsics", COLMAP) -> camera-to-world in the same axes, float64.
+
+    This and the converters below refuse what `check_poses` refuses.
+    """
+    return RigidTransform.from_matrix(check_poses(w2c, name="w2c")).inv().as_matrix()
+
+
+def to_w2c(c2w: ArrayLike) -> Array:
+    """Camera-to-world (F, 4, 4) -> world-to-camera in the same axes, float64."""
+    return RigidTransform.from_matrix(check_poses(c2w)).inv().as_matrix()
 
 
 def from_opengl(c2w: ArrayLike) -> Array:
@@ -74,18 +138,33 @@ def from_opengl(c2w: ArrayLike) -> Array:
 
     The axes of the world stay as they are: everything that follows is relative to the first pose.
     """
-    return np.asarray(c2w, np.float64) @ np.diag([1.0, -1.0, -1.0, 1.0])
+    return check_poses(c2w) @ np.diag([1.0, -1.0, -1.0, 1.0])
+
+
+def to_opengl(c2w: ArrayLike) -> Array:
+    """OpenCV axes -> the camera of `from_opengl`, (F, 4, 4) float64: turning two axes round is its own inverse."""
+    return from_opengl(c2w)
+
+
+_OPENCV_FROM_UNREAL = np.array([[0.0, 1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
+"""Right, down, forward out of forward, right, up."""
 
 
 def from_unreal_cm(c2w: ArrayLike) -> Array:
     """Camera-to-world (F, 4, 4) of Unreal Engine -> OpenCV axes and metres, float64.
 
     Camera and world have +x forward, +y right, +z up (left-handed); the translation stands in the last column, in centimetres. Unreal's
-    own matrices multiply rows and have to be transposed first, which `check_poses` notices.
+    own matrices multiply rows and have to be transposed first, which is noticed.
     """
-    axes = np.array([[0.0, 1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])  # right, down, forward out of forward, right, up
-    moved = axes @ np.asarray(c2w, np.float64) @ axes.T
+    moved = _OPENCV_FROM_UNREAL @ check_poses(c2w) @ _OPENCV_FROM_UNREAL.T
     moved[..., :3, 3] /= 100
+    return moved
+
+
+def to_unreal_cm(c2w: ArrayLike) -> Array:
+    """OpenCV axes and metres -> Unreal Engine's axes and centimetres, (F, 4, 4) float64, the inverse of `from_unreal_cm`."""
+    moved = _OPENCV_FROM_UNREAL.T @ check_poses(c2w) @ _OPENCV_FROM_UNREAL
+    moved[..., :3, 3] *= 100
     return moved
 
 

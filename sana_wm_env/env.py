@@ -52,6 +52,18 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
 
     Metres are nominal: as metric as the poses that the world was trained with. An action outside the box is refused, not clipped.
 
+    That is `action_mode="chunk"`. The other modes steer inside a chunk, at the same largest speed: the action is several such rows, one
+    after the other, and 1 stands for the piece's share of the metres and radians above.
+
+    | `action_mode`  | Action               | Pieces of a chunk       | 1 stands for     |
+    |----------------|----------------------|-------------------------|------------------|
+    | `"chunk"`      | `Box(-1, 1, (6,))`   | 1 of 24 frames          | the whole limit  |
+    | `"per_latent"` | `Box(-1, 1, (18,))`  | 3 of 8 frames           | a third of it    |
+    | `"per_frame"`  | `Box(-1, 1, (144,))` | 24 of 1 frame           | a 24th of it     |
+
+    `sana_wm_env.camera.twist` gives a twist from velocities, `sana_wm_env.actions.twist_to_action` its action, `actions_from_path` the
+    actions along a path of poses; `sana_wm_env.DiscreteKeys` has nine keys instead.
+
     ## Observation Space
 
     `obs_mode="chunk"`: `uint8 (24, H, W, 3)`, every new frame in order. At reset the first frame fills the chunk.
@@ -98,6 +110,7 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
     | `render_mode`       | str   | `None`         | `"rgb_array"` (newest frame) or `"rgb_array_list"` (every frame since the last call) |
     | `max_translation_m` | float | from the world | metres per chunk that an action of 1 stands for                   |
     | `max_rotation_rad`  | float | from the world | radians per chunk that an action of 1 stands for                  |
+    | `action_mode`       | str   | `"chunk"`      | `"chunk"`, `"per_latent"` or `"per_frame"`: pieces that a chunk is steered in |
 
     ## Vectorized Environment
 
@@ -122,8 +135,9 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
         render_mode: str | None = None,
         max_translation_m: float | None = None,
         max_rotation_rad: float | None = None,
+        action_mode: str = "chunk",
     ):
-        gym.utils.EzPickle.__init__(self, world, device, obs_mode, render_mode, max_translation_m, max_rotation_rad)
+        gym.utils.EzPickle.__init__(self, world, device, obs_mode, render_mode, max_translation_m, max_rotation_rad, action_mode)
         self.model_folder, self.device = resolve_world(world), device
         config = load_config(self.model_folder)
         super().__init__(
@@ -133,6 +147,7 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
             render_mode=render_mode,
             max_translation_m=config.max_translation_m if max_translation_m is None else max_translation_m,
             max_rotation_rad=config.max_rotation_rad if max_rotation_rad is None else max_rotation_rad,
+            action_mode=action_mode,
         )
 
     @cached_property

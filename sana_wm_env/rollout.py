@@ -13,27 +13,18 @@ from tqdm import tqdm
 from sana_wm_env.model.image import fit_image, read_image
 from sana_wm_env.model.world import WorldModel
 
-from .actions import check_whole_chunks, key_scheme, keys_to_path
+from .actions import check_whole_chunks
 from .camera import CHUNK_FRAMES, Array, check_intrinsics, intrinsics_matrix
 from .env import FirstFrame
 from .evaluation.contact_sheet import side_by_side
 from .evaluation.metrics import psnr
+from .keys import in_words, keys_to_path
 from .recorder import VideoWriter, write_sidecar
 from .rooms import default_intrinsics
 from .rooms.env import Room, held_out_room, look, open_room
 from .rooms.paths import clear
 
 ROOMS_TRIED = 64
-WORDS = {
-    ("forward", 1): "forward",
-    ("forward", -1): "back",
-    ("strafe", 1): "step right",
-    ("strafe", -1): "step left",
-    ("yaw", 1): "turn right",
-    ("yaw", -1): "turn left",
-    ("pitch", 1): "look up",
-    ("pitch", -1): "look down",
-}
 
 
 @dataclass(frozen=True)
@@ -102,17 +93,6 @@ def run(config: RolloutConfig) -> int:
         print("PSNR to the truth per chunk, dB: " + " ".join(f"{score:.1f}" for score in scores))
     print(f"wrote {config.out} ({video.n_frames} frames) and {sidecar}")
     return 0
-
-
-def in_words(text: str, scheme: str) -> str:
-    """What a key string does under a scheme: "w-36,d-12" -> "forward 36, turn right 12"."""
-    keys = key_scheme(scheme).keys
-
-    def one(segment: str) -> str:
-        pressed, _, count = segment.strip().partition("-")
-        return ("stand" if pressed == "none" else " + ".join(WORDS[keys[key]] for key in pressed)) + f" {count}"
-
-    return ", ".join(one(segment) for segment in text.split(","))
 
 
 def find_room(seed: int, path: Array) -> Room:

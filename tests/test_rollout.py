@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from sana_wm_env import rollout
-from sana_wm_env.actions import keys_to_path
 from sana_wm_env.cli import main
 from sana_wm_env.evaluation.contact_sheet import LABEL_PX, MARGIN_PX
+from sana_wm_env.keys import keys_to_path
 from sana_wm_env.rooms.env import look
 from sana_wm_env.rooms.paths import clear
 
@@ -102,14 +102,3 @@ def test_wrong_input_is_one_line_and_exit_2(walk, tmp_path, capsys, wrong, messa
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("scheme", "words"),
-    [
-        ("sana-v1", "forward + step right 24, stand 12, turn left + look down 12"),
-        ("sana-v2", "forward + turn right 24, stand 12, step left + look down 12"),
-    ],
-)
-def test_words_follow_the_scheme(scheme, words):
-    assert rollout.in_words("wd-24, none-12,jk-12", scheme) == words

@@ -56,7 +56,8 @@ class RoomsEnv(CameraEnv, gym.utils.EzPickle):
 
     ## Action Space
 
-    As in `SanaWM-v0`: `Box(-1, 1, (6,), float32)`, the body twist of one chunk of 24 frames (1.5 s).
+    As in `SanaWM-v0`: `Box(-1, 1, (6,), float32)`, the body twist of one chunk of 24 frames (1.5 s). With `action_mode="per_latent"`
+    (18,), three twists of 8 frames; with `action_mode="per_frame"` (144,), one for each frame; at the same largest speed.
 
     | Num | Action                               | Min               | Max              |
     |-----|--------------------------------------|-------------------|------------------|
@@ -96,6 +97,7 @@ class RoomsEnv(CameraEnv, gym.utils.EzPickle):
     | `render_mode`       | str   | `None`     | `"rgb_array"` or `"rgb_array_list"`            |
     | `max_translation_m` | float | `0.6`      | metres per chunk that an action of 1 stands for |
     | `max_rotation_rad`  | float | `0.3`      | radians per chunk that an action of 1 stands for |
+    | `action_mode`       | str   | `"chunk"`  | `"chunk"`, `"per_latent"` or `"per_frame"`     |
     | `device`            | str   | `"cpu"`    | where frames are rendered                      |
 
     ## Vectorized Environment
@@ -122,8 +124,9 @@ class RoomsEnv(CameraEnv, gym.utils.EzPickle):
         max_translation_m: float = MAX_TRANSLATION_M,
         max_rotation_rad: float = MAX_ROTATION_RAD,
         device: str = "cpu",
+        action_mode: str = "chunk",
     ):
-        gym.utils.EzPickle.__init__(self, image_size, obs_mode, render_mode, max_translation_m, max_rotation_rad, device)
+        gym.utils.EzPickle.__init__(self, image_size, obs_mode, render_mode, max_translation_m, max_rotation_rad, device, action_mode)
         if len(image_size) != 2 or min(image_size) < 16:
             raise ValueError(f"got image_size={image_size}; wanted (height, width) of at least 16 pixels each")
         super().__init__(
@@ -133,6 +136,7 @@ class RoomsEnv(CameraEnv, gym.utils.EzPickle):
             render_mode=render_mode,
             max_translation_m=max_translation_m,
             max_rotation_rad=max_rotation_rad,
+            action_mode=action_mode,
         )
         self.device = device
 
