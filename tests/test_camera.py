@@ -1,41 +1,44 @@
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
-from scipy.spatial.transform import RigidTransform, Rotation
+from scipy.spatial.transform import Rotation
 
 from sana_wm_env.camera import (
     CHUNK_FRAMES,
     check_intrinsics,
     check_poses,
     compose,
+    from_opengl,
+    from_unreal_cm,
+    from_w2c,
     intrinsics_from_fov,
     intrinsics_matrix,
+    path_twist,
     relative_to_first,
+    step_twists,
+    to_opengl,
+    to_unreal_cm,
+    to_w2c,
+    twist,
     twist_path,
 )
 
-numbers = st.floats(-1.5, 1.5, allow_subnormal=False)
-twists = arrays(np.float64, 6, elements=numbers)
 
-
-def pose(twist):
+def pose(coordinates):
     """Any pose can be reached by a twist."""
-    return twist_path(twist, 1)[0]
+    return twist_path(coordinates, 1)[0]
 
 
 # What a twist means
 
 
 @pytest.mark.parametrize(
-    "twist, direction",
+    "moves, direction",
     [([1, 0, 0, 0, 0, 0], [1, 0, 0]), ([0, 1, 0, 0, 0, 0], [0, 1, 0]), ([0, 0, 1, 0, 0, 0], [0, 0, 1])],
     ids=["right", "down", "forward"],
 )
-def test_translation_goes_along_the_axes_of_the_camera(twist, direction):
+def test_translation_goes_along_the_axes_of_the_camera(moves, direction):
     start = pose([1, 2, 3, 0.3, -0.4, 0.5])
-    moved = compose(start, twist_path(twist)[-1])
+    moved = compose(start, twist_path(moves)[-1])
     np.testing.assert_allclose(moved[:3, 3] - start[:3, 3], start[:3, :3] @ direction, atol=1e-12)
     np.testing.assert_allclose(moved[:3, :3], start[:3, :3], atol=1e-12)
 
@@ -47,9 +50,9 @@ def test_translation_goes_along_the_axes_of_the_camera(twist, direction):
 )
 def test_rotation_signs(axis, looked_at, becomes):
     """A quarter turn takes the axis of the camera to the stated direction of the world (x right, y down, z forward)."""
-    twist = np.zeros(6)
-    twist[axis] = np.pi / 2
-    np.testing.assert_allclose(twist_path(twist)[-1, :3, :3] @ looked_at, becomes, atol=1e-12)
+    turn = np.zeros(6)
+    turn[axis] = np.pi / 2
+    np.testing.assert_allclose(twist_path(turn)[-1, :3, :3] @ looked_at, becomes, atol=1e-12)
 
 
 def test_forward_and_yaw_drive_a_circle():
@@ -58,54 +61,6 @@ def test_forward_and_yaw_drive_a_circle():
     radius = forward / yaw
     np.testing.assert_allclose(end[:3, 3], [radius * (1 - np.cos(yaw)), 0, radius * np.sin(yaw)], atol=1e-12)
     np.testing.assert_allclose(end[:3, :3], Rotation.from_euler("y", yaw).as_matrix(), atol=1e-12)
-
-
-# Laws
-
-
-@given(twists)
-def test_zero_twist_leaves_the_pose_exactly(twist):
-    start = pose(twist)
-    after = start
-    for _ in range(3):
-        path = compose(after, twist_path(np.zeros(6)))
-        assert (path == start).all()
-        after = path[-1]
-
-
-@given(twists, twists)
-def test_twist_then_inverse_returns(start, twist):
-    back = compose(compose(pose(start), twist_path(twist)[-1]), twist_path(-twist)[-1])
-    np.testing.assert_allclose(back, pose(start), atol=1e-6)
-
-
-@given(twists)
-def test_two_halves_are_the_whole(twist):
-    half = twist_path(twist / 2, CHUNK_FRAMES // 2)
-    np.testing.assert_allclose(np.concatenate([half, compose(half[-1], half)]), twist_path(twist), atol=1e-6)
-
-
-@given(twists)
-def test_velocity_is_constant_in_the_body_frame(twist):
-    path = np.concatenate([np.eye(4)[None], twist_path(twist)])
-    steps = RigidTransform.from_matrix(path[:-1]).inv() * RigidTransform.from_matrix(path[1:])
-    np.testing.assert_allclose(steps.as_exp_coords(), np.tile(np.roll(twist, 3) / CHUNK_FRAMES, (CHUNK_FRAMES, 1)), atol=1e-9)
-
-
-def test_rotation_stays_orthonormal_over_a_thousand_chunks():
-    c2w, rng = np.eye(4), np.random.default_rng(0)
-    for _ in range(1000):
-        c2w = compose(c2w, twist_path(rng.uniform(-0.6, 0.6, 6)))[-1]
-    np.testing.assert_allclose(c2w[:3, :3].T @ c2w[:3, :3], np.eye(3), atol=1e-12)
-    assert c2w[3].tolist() == [0, 0, 0, 1]
-
-
-def test_batches_of_twists():
-    twist = np.random.default_rng(0).uniform(-1, 1, (2, 3, 6))
-    assert twist_path(twist).shape == (2, 3, CHUNK_FRAMES, 4, 4)
-    np.testing.assert_array_equal(twist_path(twist)[1, 2], twist_path(twist[1, 2]))
-    starts = twist_path(twist)[..., -1:, :, :]
-    np.testing.assert_array_equal(compose(starts, twist_path(twist))[1, 2], compose(starts[1, 2, 0], twist_path(twist[1, 2])))
 
 
 # Poses from outside
@@ -149,12 +104,76 @@ def test_bad_poses_are_refused_with_the_likely_cause(poses, length, cause):
         check_poses(poses, length)
 
 
-@given(twists, twists)
-def test_relative_to_first(world, twist):
-    path = twist_path(twist)
-    moved = relative_to_first(compose(pose(world), path))
-    assert (moved[0] == np.eye(4)).all()
-    np.testing.assert_allclose(compose(path[0], moved), path, atol=1e-9)
+def unreal(forward, right, up):
+    """A pose in Unreal's axes that looks along the world's forward, (1, 4, 4), centimetres."""
+    pose = np.eye(4)
+    pose[:3, 3] = forward, right, up
+    return pose[None]
+
+
+def test_converters_have_known_answers():
+    looks_along_x = np.eye(4)[None].copy()
+    looks_along_x[0, :3, :3] = [[0, 0, 1], [0, 1, 0], [-1, 0, 0]]  # OpenCV: columns are right, down, forward
+    looks_along_x[0, :3, 3] = [1, 2, 3]
+    np.testing.assert_allclose(to_w2c(looks_along_x)[0] @ [1, 2, 3, 1], [0, 0, 0, 1], atol=1e-12)
+    np.testing.assert_allclose(to_w2c(looks_along_x)[0] @ [6, 2, 3, 1], [0, 0, 5, 1], atol=1e-12)  # 5 m ahead
+    opengl = to_opengl(looks_along_x)[0]
+    np.testing.assert_allclose(opengl[:3, 2], [-1, 0, 0], atol=1e-12)  # +z points backward
+    np.testing.assert_allclose(opengl[:3, 1], [0, -1, 0], atol=1e-12)  # +y points up
+    np.testing.assert_allclose(from_unreal_cm(unreal(100, 20, 3))[0, :3, 3], [0.2, -0.03, 1])
+    np.testing.assert_allclose(to_unreal_cm(from_unreal_cm(unreal(100, 20, 3))), unreal(100, 20, 3), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "convert", [from_w2c, to_w2c, from_opengl, to_opengl, from_unreal_cm, to_unreal_cm, step_twists, relative_to_first]
+)
+def test_converters_refuse_what_is_no_pose(convert):
+    path = twist_path([0.1, 0.2, 0.3, 0.1, 0.2, 0.3])
+    with pytest.raises(ValueError, match="transposed"):
+        convert(path.transpose(0, 2, 1))
+    with pytest.raises(ValueError, match="mirrored"):
+        convert(path @ np.diag([1, -1, 1, 1]))
+    given = path.copy()
+    convert(given)
+    assert (given == path).all()
+
+
+# Twists
+
+
+def test_twist_from_velocities():
+    np.testing.assert_allclose(twist(v=(0.2, 0, 0.4), w=(0, 0.1, 0)), [0.3, 0, 0.6, 0, 0.15, 0])
+    np.testing.assert_allclose(twist(w=(0, 10, 0), degrees=True, seconds=9), [0, 0, 0, 0, np.pi / 2, 0])
+    assert (twist() == 0).all()
+    # 0.4 m/s for a chunk of 1.5 s
+    np.testing.assert_allclose(twist_path(twist(v=[0, 0, 0.4]))[-1, :3, 3], [0, 0, 0.6])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "cause"),
+    [
+        ({"v": (1, 2)}, r"got v of shape \(2,\); wanted 3"),
+        ({"w": 3}, r"got w of shape \(\)"),
+        ({"w": "left"}, "w of type str"),
+        ({"v": (0, 0, np.nan)}, "v with NaN"),
+    ],
+)
+def test_bad_velocities_are_refused(wrong, cause):
+    with pytest.raises(ValueError, match=cause):
+        twist(**wrong)
+
+
+def test_a_path_of_changing_velocity_has_no_twist():
+    path = np.concatenate(
+        [twist_path([0, 0, 0.3, 0, 0, 0], 12), compose(twist_path([0, 0, 0.3, 0, 0, 0], 1), twist_path([0, 0, 0.6, 0, 0, 0], 12))]
+    )
+    with pytest.raises(ValueError, match=r"velocity changes.*path\[11\] by 0.15.*actions_from_path"):
+        path_twist(path)
+
+
+def test_the_twist_of_more_than_half_a_circle():
+    turned = [0.2, 0, 1, 0, 5, 0.3]
+    np.testing.assert_allclose(path_twist(twist_path(turned)), turned, atol=1e-9)
 
 
 # Intrinsics
