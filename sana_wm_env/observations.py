@@ -16,9 +16,19 @@ REACH_M = 10_000.0
 """Positions in observations stop at this many metres, because a Box should be bounded."""
 
 
-def image_space(image_size: tuple[int, int], *leading: int) -> gym.spaces.Box:
-    """uint8 (*leading, H, W, 3)."""
-    return gym.spaces.Box(0, 255, (*leading, *image_size, 3), np.uint8)
+class ChunkBox(gym.spaces.Box):
+    """The space of chunks of frames, which prints what image policies want instead.
+
+    Stable-Baselines3's `CnnPolicy` refuses four axes with a message that shows the space, and nothing of ours is asked before.
+    """
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()} (chunks of frames; for image policies: obs_mode='last', LastFrame or ChunkToChannels)"
+
+
+def image_space(image_size: tuple[int, int]) -> gym.spaces.Box:
+    """uint8 (H, W, 3)."""
+    return gym.spaces.Box(0, 255, (*image_size, 3), np.uint8)
 
 
 def pose_space(poses: int = 1) -> gym.spaces.Box:
@@ -37,6 +47,24 @@ def pose_vector(c2w: Array) -> NDArray[np.float32]:
     return np.concatenate([position, axes.reshape(*c2w.shape[:-2], 6)], -1).astype(np.float32)
 
 
+def camera_spaces() -> dict[str, gym.spaces.Box]:
+    """Spaces of `camera_entries`."""
+    return {"pose": pose_space(), "intrinsics": gym.spaces.Box(-25, 25, (4,), np.float32)}
+
+
+def camera_entries(c2w: Array, intrinsics_px: Array, image_size: tuple[int, int]) -> dict[str, NDArray[np.float32]]:
+    """What a dict observation says of the camera: `pose` (9,), see `pose_vector`, and `intrinsics` (4,), relative to the image.
+
+    Args:
+        c2w: (4, 4) pose of the newest frame.
+        intrinsics_px: (4,) fx, fy, cx, cy in pixels of the frames.
+        image_size: (height, width) of the frames.
+    """
+    height, width = image_size
+    relative = (intrinsics_px / [width, height, width, height]).astype(np.float32)
+    return {"pose": pose_vector(c2w), "intrinsics": np.clip(relative, -25, 25)}
+
+
 def observation_space(obs_mode: str, image_size: tuple[int, int], task_spaces: Mapping[str, gym.spaces.Box]) -> gym.Space[Any]:
     """The space of `observe`.
 
@@ -51,14 +79,10 @@ def observation_space(obs_mode: str, image_size: tuple[int, int], task_spaces: M
     if obs_mode not in OBS_MODES:
         raise ValueError(f"got obs_mode={obs_mode!r}; wanted one of {', '.join(OBS_MODES)}")
     if obs_mode == "chunk":
-        return image_space(image_size, CHUNK_FRAMES)
+        return ChunkBox(0, 255, (CHUNK_FRAMES, *image_size, 3), np.uint8)
     if obs_mode == "last":
         return image_space(image_size)
-    own: dict[str, gym.Space[Any]] = {
-        "image": image_space(image_size),
-        "pose": pose_space(),
-        "intrinsics": gym.spaces.Box(-25, 25, (4,), np.float32),
-    }
+    own: dict[str, gym.Space[Any]] = {"image": image_space(image_size), **camera_spaces()}
     if taken := sorted(own.keys() & task_spaces):
         raise ValueError(f"got a task that adds {taken[0]!r} to the observation; wanted a key other than {', '.join(own)}")
     return gym.spaces.Dict(own | {**task_spaces})
@@ -79,6 +103,4 @@ def observe(obs_mode: str, frames: Frames, c2w: Array, intrinsics_px: Array, of_
     newest = frames[-1].copy()
     if obs_mode == "last":
         return newest
-    height, width = newest.shape[:2]
-    relative = (intrinsics_px / [width, height, width, height]).astype(np.float32)
-    return {"image": newest, "pose": pose_vector(c2w), "intrinsics": np.clip(relative, -25, 25), **of_task}
+    return {"image": newest, **camera_entries(c2w, intrinsics_px, newest.shape[:2]), **of_task}
