@@ -15,18 +15,28 @@ if TYPE_CHECKING:
     from .keys import keys_to_path
     from .recorder import RecordChunks
     from .rooms.env import RoomsEnv
+    from .tasks import Task
+    from .wrappers import ChunkToChannels, LastFrame, PoseObservation
 
-__all__ = ["RecordChunks", "RoomsEnv", "SanaWMEnv", "WorldModel", "keys_to_path"]
+__all__ = ["ChunkToChannels", "LastFrame", "PoseObservation", "RecordChunks", "RoomsEnv", "SanaWMEnv", "Task", "WorldModel", "keys_to_path"]
 __version__ = "0.1.0"
 
 # One minute: 40 chunks of 1.5 s. Strings as entry points keep this import light and the specs serialisable.
 register(id="SanaWM-v0", entry_point="sana_wm_env.env:SanaWMEnv", max_episode_steps=40)
 register(id="SanaWM-Rooms-v0", entry_point="sana_wm_env.rooms.env:RoomsEnv", max_episode_steps=40)
+for _task in ("goal", "follow"):
+    _options = {"task": _task, "obs_mode": "dict"}
+    register(id=f"SanaWM-{_task.title()}-v0", entry_point="sana_wm_env.env:SanaWMEnv", max_episode_steps=40, kwargs=_options)
+    register(id=f"SanaWM-Rooms{_task.title()}-v0", entry_point="sana_wm_env.rooms.env:RoomsEnv", max_episode_steps=40, kwargs=_options)
 
 _HOME = {
+    "ChunkToChannels": "wrappers",
+    "LastFrame": "wrappers",
+    "PoseObservation": "wrappers",
     "RecordChunks": "recorder",
     "RoomsEnv": "rooms.env",
     "SanaWMEnv": "env",
+    "Task": "tasks",
     "WorldModel": "model.world",
     "keys_to_path": "keys",
 }

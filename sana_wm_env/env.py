@@ -1,11 +1,13 @@
 """`SanaWM-v0`: one imagined world. Read next: `model/world.py`, which imagines it."""
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sana_wm_env.model.checkpoint import load_config, resolve_world
 from sana_wm_env.model.image import fit_image, read_image
@@ -14,7 +16,8 @@ from sana_wm_env.model.world import WorldModel, WorldState
 from .base import CameraEnv, Episode, Frames, Seeds
 from .camera import Array, check_intrinsics
 from .rooms import default_intrinsics
-from .rooms.env import held_out_room, look, open_room
+from .rooms.env import held_out_room, look, open_room, stands_clear
+from .tasks import Moment, Task
 
 
 class FirstFrame(NamedTuple):
@@ -68,6 +71,16 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
 
     `obs_mode="chunk"`: `uint8 (24, H, W, 3)`, every new frame in order. At reset the first frame fills the chunk.
     `obs_mode="last"`: `uint8 (H, W, 3)`, the newest frame, which is what image policies expect.
+    `obs_mode="dict"`: a `Dict` one level deep, which is what multi-input policies expect:
+
+    | Key           | Space               | Meaning                                                                                |
+    |---------------|---------------------|----------------------------------------------------------------------------------------|
+    | `image`       | `uint8 (H, W, 3)`   | the newest frame                                                                       |
+    | `pose`        | `float32 (9,)`      | its camera-to-world relative to the first frame: position in metres, x axis, y axis    |
+    | `intrinsics`  | `float32 (4,)`      | fx and cx in widths, fy and cy in heights of the frame                                 |
+    | `goal_image`  | `uint8 (H, W, 3)`   | task "goal": what the world shows at the goal                                          |
+    | `goal_pose`   | `float32 (9,)`      | task "goal": the goal as seen from the camera, in the layout of `pose`                 |
+    | `waypoints`   | `float32 (27,)`     | task "follow": the next three waypoints as seen from the camera, in the layout of `pose` |
 
     `info` has the same keys at reset and step, with fresh arrays:
 
@@ -79,9 +92,22 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
     | `chunk_index`   | int                | chunks since the reset                                              |
     | `world`         | str                | name of the world                                                   |
 
+    A task adds keys of its own: "goal" `is_success`, `distance_m`, `angle_rad` and `goal_c2w` (4, 4), "follow" `deviation_m` and
+    `deviation_rad`.
+
     ## Rewards
 
-    0.0 at every step: this id has no task.
+    From the task, per chunk; distances are metres plus radians at 1 metre each. `sana_wm_env.tasks` has the details.
+
+    | `task`     | Id                 | Reward of a step                                                                       |
+    |------------|--------------------|----------------------------------------------------------------------------------------|
+    | `"free"`   | `SanaWM-v0`        | 0.0, or what `reward_fn(moment)` returns                                               |
+    | `"goal"`   | `SanaWM-Goal-v0`   | distance gained to the goal, 1.0 more on arrival: within 0.15 m and 5 degrees          |
+    | `"follow"` | `SanaWM-Follow-v0` | minus the distance from the waypoint of this chunk                                     |
+    | a `Task`   |                    | what its `judge` returns                                                               |
+
+    The goal lies at the end of a hidden path of one to three chunks and its image is what the world itself imagines there; the waypoints
+    are those of 40 chunks. Paths are drawn within the limits of an action, and clear of everything solid if the episode starts in a room.
 
     ## Starting State
 
@@ -98,7 +124,7 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
 
     ## Episode End
 
-    Never terminates by itself; `gymnasium.make` truncates after 40 chunks (one minute).
+    The task "goal" terminates on arrival; "free" and "follow" never do. `gymnasium.make` truncates after 40 chunks (one minute).
 
     ## Arguments
 
@@ -106,11 +132,13 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
     |---------------------|-------|----------------|-------------------------------------------------------------------|
     | `world`             | str   | `"rooms"`      | name of a bundled world, or the folder of a trained one           |
     | `device`            | str   | `"cpu"`        | where the model runs                                              |
-    | `obs_mode`          | str   | `"chunk"`      | `"chunk"` or `"last"`                                             |
+    | `obs_mode`          | str   | `"chunk"`      | `"chunk"`, `"last"` or `"dict"`                                   |
     | `render_mode`       | str   | `None`         | `"rgb_array"` (newest frame) or `"rgb_array_list"` (every frame since the last call) |
     | `max_translation_m` | float | from the world | metres per chunk that an action of 1 stands for                   |
     | `max_rotation_rad`  | float | from the world | radians per chunk that an action of 1 stands for                  |
     | `action_mode`       | str   | `"chunk"`      | `"chunk"`, `"per_latent"` or `"per_frame"`: pieces that a chunk is steered in |
+    | `task`              | str   | `"free"`       | `"free"`, `"goal"`, `"follow"`, or a `sana_wm_env.Task` of your own |
+    | `reward_fn`         | function | `None`      | a `sana_wm_env.tasks.Moment` -> float, in place of a task        |
 
     ## Vectorized Environment
 
@@ -136,8 +164,12 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
         max_translation_m: float | None = None,
         max_rotation_rad: float | None = None,
         action_mode: str = "chunk",
+        task: str | Task = "free",
+        reward_fn: Callable[[Moment], float] | None = None,
     ):
-        gym.utils.EzPickle.__init__(self, world, device, obs_mode, render_mode, max_translation_m, max_rotation_rad, action_mode)
+        gym.utils.EzPickle.__init__(
+            self, world, device, obs_mode, render_mode, max_translation_m, max_rotation_rad, action_mode, task, reward_fn
+        )
         self.model_folder, self.device = resolve_world(world), device
         config = load_config(self.model_folder)
         super().__init__(
@@ -148,6 +180,8 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
             max_translation_m=config.max_translation_m if max_translation_m is None else max_translation_m,
             max_rotation_rad=config.max_rotation_rad if max_rotation_rad is None else max_rotation_rad,
             action_mode=action_mode,
+            task=task,
+            reward_fn=reward_fn,
         )
 
     @cached_property
@@ -196,6 +230,11 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
     def _advance(self, episode: Episode, c2w: Array) -> tuple[Frames, Array, WorldState]:
         frames, state = self.model.step(episode.state, torch.from_numpy(c2w)[None])
         return frames[0].cpu().numpy(), c2w, state
+
+    def _is_clear(self, prepared: FirstFrame | str | None, seeds: Seeds, c2w: Array) -> NDArray[np.bool_]:
+        if isinstance(prepared, FirstFrame):
+            return np.ones(len(c2w), np.bool_)
+        return stands_clear(open_room(held_out_room(seeds.room)), c2w)
 
     def _drawn(self, draw: int, prompt: str | None) -> FirstFrame:
         room = open_room(held_out_room(draw))

@@ -1,13 +1,17 @@
 """The exact renderer behind the spaces of the world model."""
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..base import CameraEnv, Episode, Frames, Seeds
 from ..camera import Array, check_intrinsics
+from ..tasks import Moment, Task
 from . import HELD_OUT, default_intrinsics
 from .paths import MAX_ROTATION_RAD, MAX_TRANSLATION_M, clear, sample_starts
 from .render import render
@@ -25,8 +29,9 @@ class Room(NamedTuple):
         return self.scenes.captions[0]
 
 
+@lru_cache(maxsize=64)
 def open_room(seed: int, device: str = "cpu") -> Room:
-    """The room that `seed` stands for, and the camera's first place in it."""
+    """The room that `seed` stands for, and the camera's first place in it. Kept for a while: nothing writes to a room."""
     scenes = sample_scenes([seed], device)
     return Room(scenes, sample_starts(scenes, [seed])[0].cpu().numpy())
 
@@ -34,6 +39,11 @@ def open_room(seed: int, device: str = "cpu") -> Room:
 def held_out_room(draw: int) -> int:
     """Turns any draw into the seed of a room that no training has seen."""
     return HELD_OUT + draw % HELD_OUT
+
+
+def stands_clear(room: Room, c2w: Array) -> NDArray[np.bool_]:
+    """Whether the camera may stand at poses (F, 4, 4) relative to the first camera: (F,)."""
+    return clear(room.scenes, torch.from_numpy((room.start @ c2w)[None, :, :3, 3]))[0].cpu().numpy()
 
 
 def look(room: Room, c2w: Array, intrinsics_px: Array, size: tuple[int, int]) -> Frames:
@@ -69,11 +79,13 @@ class RoomsEnv(CameraEnv, gym.utils.EzPickle):
 
     ## Observation Space
 
-    As in `SanaWM-v0`: `uint8 (24, H, W, 3)`, or `(H, W, 3)` with `obs_mode="last"`.
+    As in `SanaWM-v0`: `uint8 (24, H, W, 3)`, or `(H, W, 3)` with `obs_mode="last"`, or with `obs_mode="dict"` a `Dict` of `image`, `pose`,
+    `intrinsics`, and what the task adds.
 
     ## Rewards
 
-    0.0 at every step: there is no task.
+    From the task, as in `SanaWM-v0`: "free" gives 0.0 at every step, `SanaWM-RoomsGoal-v0` has the task "goal", `SanaWM-RoomsFollow-v0`
+    "follow". With the same seed the goal lies at the same place in both worlds; the goal image is exact here.
 
     ## Starting State
 
@@ -86,19 +98,21 @@ class RoomsEnv(CameraEnv, gym.utils.EzPickle):
 
     ## Episode End
 
-    Never terminates; `gymnasium.make` truncates after 40 chunks (one minute).
+    The task "goal" terminates on arrival; "free" and "follow" never do. `gymnasium.make` truncates after 40 chunks (one minute).
 
     ## Arguments
 
     | Parameter           | Type  | Default    | Description                                    |
     |---------------------|-------|------------|------------------------------------------------|
     | `image_size`        | pair  | `(64, 64)` | height and width in pixels, each at least 16   |
-    | `obs_mode`          | str   | `"chunk"`  | `"chunk"` or `"last"`                          |
+    | `obs_mode`          | str   | `"chunk"`  | `"chunk"`, `"last"` or `"dict"`                |
     | `render_mode`       | str   | `None`     | `"rgb_array"` or `"rgb_array_list"`            |
     | `max_translation_m` | float | `0.6`      | metres per chunk that an action of 1 stands for |
     | `max_rotation_rad`  | float | `0.3`      | radians per chunk that an action of 1 stands for |
     | `action_mode`       | str   | `"chunk"`  | `"chunk"`, `"per_latent"` or `"per_frame"`     |
     | `device`            | str   | `"cpu"`    | where frames are rendered                      |
+    | `task`              | str   | `"free"`   | `"free"`, `"goal"`, `"follow"`, or a `sana_wm_env.Task` of your own |
+    | `reward_fn`         | function | `None`  | a `sana_wm_env.tasks.Moment` -> float, in place of a task |
 
     ## Vectorized Environment
 
@@ -125,8 +139,12 @@ class RoomsEnv(CameraEnv, gym.utils.EzPickle):
         max_rotation_rad: float = MAX_ROTATION_RAD,
         device: str = "cpu",
         action_mode: str = "chunk",
+        task: str | Task = "free",
+        reward_fn: Callable[[Moment], float] | None = None,
     ):
-        gym.utils.EzPickle.__init__(self, image_size, obs_mode, render_mode, max_translation_m, max_rotation_rad, device, action_mode)
+        gym.utils.EzPickle.__init__(
+            self, image_size, obs_mode, render_mode, max_translation_m, max_rotation_rad, device, action_mode, task, reward_fn
+        )
         if len(image_size) != 2 or min(image_size) < 16:
             raise ValueError(f"got image_size={image_size}; wanted (height, width) of at least 16 pixels each")
         super().__init__(
@@ -137,6 +155,8 @@ class RoomsEnv(CameraEnv, gym.utils.EzPickle):
             max_translation_m=max_translation_m,
             max_rotation_rad=max_rotation_rad,
             action_mode=action_mode,
+            task=task,
+            reward_fn=reward_fn,
         )
         self.device = device
 
@@ -148,14 +168,19 @@ class RoomsEnv(CameraEnv, gym.utils.EzPickle):
         return None if seed is None else int(seed), check_intrinsics(intrinsics, self.image_size)
 
     def _start(self, prepared: tuple[int | None, Array], seeds: Seeds) -> tuple[Frames, Array, Room]:
-        seed, intrinsics = prepared
-        room = open_room(held_out_room(seeds.room) if seed is None else seed, self.device)
+        room, intrinsics = self._room(prepared, seeds), prepared[1]
         return look(room, np.eye(4)[None], intrinsics, self.image_size)[0], intrinsics, room
 
     def _advance(self, episode: Episode, c2w: Array) -> tuple[Frames, Array, Room]:
         room: Room = episode.state
         c2w = stop_at_walls(room, episode.c2w, c2w)
         return look(room, c2w, episode.intrinsics_px, self.image_size), c2w, room
+
+    def _is_clear(self, prepared: tuple[int | None, Array], seeds: Seeds, c2w: Array) -> NDArray[np.bool_]:
+        return stands_clear(self._room(prepared, seeds), c2w)
+
+    def _room(self, prepared: tuple[int | None, Array], seeds: Seeds) -> Room:
+        return open_room(held_out_room(seeds.room) if prepared[0] is None else prepared[0], self.device)
 
 
 def stop_at_walls(room: Room, before: Array, c2w: Array) -> Array:
@@ -166,8 +191,7 @@ def stop_at_walls(room: Room, before: Array, c2w: Array) -> Array:
         before: (4, 4) the pose ahead of the first frame, taken to be clear.
         c2w: (F, 4, 4) the wish.
     """
-    places = torch.from_numpy((room.start @ c2w)[None, :, :3, 3])
-    free = clear(room.scenes, places)[0].cpu().numpy()
+    free = stands_clear(room, c2w)
     if free.all():
         return c2w
     hit = int(free.argmin())
