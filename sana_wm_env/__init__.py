@@ -16,9 +16,20 @@ if TYPE_CHECKING:
     from .recorder import RecordChunks
     from .rooms.env import RoomsEnv
     from .tasks import Task
-    from .wrappers import ChunkToChannels, LastFrame, PoseObservation
+    from .wrappers import ChunkToChannels, DiscreteKeys, LastFrame, PoseObservation
 
-__all__ = ["ChunkToChannels", "LastFrame", "PoseObservation", "RecordChunks", "RoomsEnv", "SanaWMEnv", "Task", "WorldModel", "keys_to_path"]
+__all__ = [
+    "ChunkToChannels",
+    "DiscreteKeys",
+    "LastFrame",
+    "PoseObservation",
+    "RecordChunks",
+    "RoomsEnv",
+    "SanaWMEnv",
+    "Task",
+    "WorldModel",
+    "keys_to_path",
+]
 __version__ = "0.1.0"
 
 # One minute: 40 chunks of 1.5 s. Strings as entry points keep this import light and the specs serialisable.
@@ -31,6 +42,7 @@ for _task in ("goal", "follow"):
 
 _HOME = {
     "ChunkToChannels": "wrappers",
+    "DiscreteKeys": "wrappers",
     "LastFrame": "wrappers",
     "PoseObservation": "wrappers",
     "RecordChunks": "recorder",

@@ -43,6 +43,16 @@ class Episode:
     goal: Goal = field(default_factory=dict)
 
 
+class Step(NamedTuple):
+    """What one step leads to: the episode after it, frames (24, H, W, 3) along c2w (24, 4, 4), reward, end."""
+
+    episode: Episode
+    frames: Frames
+    c2w: Array
+    reward: float
+    terminated: bool
+
+
 class CameraEnv(gym.Env[Observation, NDArray[np.float32]]):
     """A camera that moves through a world, 24 frames per step.
 
@@ -96,6 +106,11 @@ class CameraEnv(gym.Env[Observation, NDArray[np.float32]]):
         self._unseen: list[Frames] = []  # what `render` returns next
         self._closed = False
 
+    @property
+    def c2w(self) -> Array:
+        """(4, 4) float64, fresh: pose of the newest frame relative to the first. ResetNeeded before the first reset."""
+        return self._running().c2w.copy()
+
     @abstractmethod
     def _prepare(self, options: dict[str, Any]) -> Any:
         """Checks the values of known options and loads what they name, or raises. Changes nothing."""
@@ -145,22 +160,26 @@ class CameraEnv(gym.Env[Observation, NDArray[np.float32]]):
             gymnasium.error.ClosedEnvironmentError: after close.
         """
         episode = self._running()
-        return self._arrive(action, *self._advance(episode, self._wish(episode, action)))
+        return self._arrive(self._judge(episode, action, *self._advance(episode, self._wish(episode, action))))
 
     def _wish(self, episode: Episode, action: Any) -> Array:
         """Poses (24, 4, 4) that an action asks for; ValueError for a bad one. Changes nothing."""
         return compose(episode.c2w, action_path(action, self.action_mode, self.limits, batch=()))
 
-    def _arrive(self, action: Any, frames: Frames, c2w: Array, state: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Goes on to what `_advance` returned for an action, unless the task raises."""
-        episode = self._running()
+    def _judge(self, episode: Episode, action: Any, frames: Frames, c2w: Array, state: Any) -> Step:
+        """What comes of an action, given what `_advance` returned. Changes nothing."""
         moment = Moment(episode.c2w, c2w, frames, episode.chunk_index + 1, np.array(action, np.float32))
         reward, terminated, goal = self.task.judge(episode.goal, moment)
         goal = episode.goal if goal is None else goal
-        self._episode = replace(episode, state=state, c2w=c2w[-1].copy(), chunk_index=moment.chunk_index, goal=goal)
-        self._keep_for_render(frames)
-        info = self._info(self._episode, c2w, CHUNK_FRAMES)
-        return self._observation(frames, self._episode), float(reward), bool(terminated), False, info
+        after = replace(episode, state=state, c2w=c2w[-1].copy(), chunk_index=moment.chunk_index, goal=goal)
+        return Step(after, frames, c2w, float(reward), bool(terminated))
+
+    def _arrive(self, step: Step) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Goes on to where a step led."""
+        self._episode = step.episode
+        self._keep_for_render(step.frames)
+        info = self._info(step.episode, step.c2w, CHUNK_FRAMES)
+        return self._observation(step.frames, step.episode), step.reward, step.terminated, False, info
 
     def render(self) -> Frames | list[Frames] | None:  # type: ignore[override]  # Gymnasium's RenderFrame has one type for both modes
         """`rgb_array`: the newest frame. `rgb_array_list`: every frame since the last call or the last reset. None: nothing."""
@@ -211,7 +230,7 @@ class CameraEnv(gym.Env[Observation, NDArray[np.float32]]):
         return Opening(frame.copy(), episode.intrinsics_px.copy(), rng, *limits, look, is_clear)
 
     def _observation(self, frames: Frames, episode: Episode) -> Observation:
-        of_task = self.task.observe(episode.goal, episode.c2w, episode.chunk_index)
+        of_task = self.task.observe(episode.goal, episode.c2w, episode.chunk_index) if self.obs_mode == "dict" else {}
         return observe(self.obs_mode, frames, episode.c2w, episode.intrinsics_px, of_task)
 
     def _keep_for_render(self, frames: Frames) -> None:

@@ -34,6 +34,9 @@ class KeyScheme:
 
 
 _WALK = {"w": ("forward", 1), "s": ("forward", -1), "i": ("pitch", 1), "k": ("pitch", -1)}
+KEYS = (*"wasdijkl", "none")
+"""Every key of both schemes, and none of them."""
+
 MOTIONS = ("forward", "strafe", "yaw", "pitch")
 WORDS = {
     ("forward", 1): "forward",

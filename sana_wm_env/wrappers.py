@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
 from .actions import PIECES, action_space, twist_to_action
-from .camera import Array, check_intrinsics
+from .camera import check_intrinsics
 from .keys import KEYS, key_twist, words
 from .observations import Frames, camera_entries, camera_spaces
 
@@ -166,9 +166,8 @@ class DiscreteKeys(gym.ActionWrapper, RecordConstructorArgs):
                 "wrap it before anything else changes them"
             )
         self.scheme, self.meanings = scheme, tuple(words(key, scheme) for key in KEYS)
-        try:
-            for key in KEYS:
-                self._held(key, np.eye(3))  # wherever the camera looks, a key is no faster than here
+        try:  # wherever the camera looks, a key is no faster than level
+            twist_to_action([key_twist(key, scheme, np.eye(3)) for key in KEYS], self.get_wrapper_attr("limits"))
         except ValueError as error:
             raise ValueError(f"the keys of {scheme} are too fast for this environment: {error}") from None
         self.action_space = gym.spaces.Discrete(len(KEYS))
@@ -177,8 +176,6 @@ class DiscreteKeys(gym.ActionWrapper, RecordConstructorArgs):
         """The environment's action that holds a key for one chunk; ValueError for anything but a whole number from 0 to 8."""
         if not self.action_space.contains(action):
             raise ValueError(f"got the action {action!r}; wanted a whole number from 0 to {len(KEYS) - 1}, one of {' '.join(KEYS)}")
-        return self._held(KEYS[int(action)], self.get_wrapper_attr("c2w")[:3, :3])
-
-    def _held(self, key: str, rotation: Array) -> Any:
-        held = twist_to_action(key_twist(key, self.scheme, rotation), self.get_wrapper_attr("limits"))
+        twist = key_twist(KEYS[int(action)], self.scheme, self.get_wrapper_attr("c2w")[:3, :3])
+        held = twist_to_action(twist, self.get_wrapper_attr("limits"))
         return np.tile(held, PIECES[self.get_wrapper_attr("action_mode")])  # a constant twist is the same in every piece
