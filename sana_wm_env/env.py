@@ -134,8 +134,8 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
     | `device`            | str   | `"cpu"`        | where the model runs                                              |
     | `obs_mode`          | str   | `"chunk"`      | `"chunk"`, `"last"` or `"dict"`                                   |
     | `render_mode`       | str   | `None`         | `"rgb_array"` (newest frame) or `"rgb_array_list"` (every frame since the last call) |
-    | `max_translation_m` | float | from the world | metres per chunk that an action of 1 stands for                   |
-    | `max_rotation_rad`  | float | from the world | radians per chunk that an action of 1 stands for                  |
+    | `max_translation_m` | float | `None`         | metres per chunk that an action of 1 stands for; `None`: as the world was trained |
+    | `max_rotation_rad`  | float | `None`         | radians per chunk that an action of 1 stands for; `None`: as the world was trained |
     | `action_mode`       | str   | `"chunk"`      | `"chunk"`, `"per_latent"` or `"per_frame"`: pieces that a chunk is steered in |
     | `task`              | str   | `"free"`       | `"free"`, `"goal"`, `"follow"`, or a `sana_wm_env.Task` of your own |
     | `reward_fn`         | function | `None`      | a `sana_wm_env.tasks.Moment` -> float, in place of a task        |

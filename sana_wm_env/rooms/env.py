@@ -109,8 +109,8 @@ class RoomsEnv(CameraEnv, gym.utils.EzPickle):
     | `render_mode`       | str   | `None`     | `"rgb_array"` or `"rgb_array_list"`            |
     | `max_translation_m` | float | `0.6`      | metres per chunk that an action of 1 stands for |
     | `max_rotation_rad`  | float | `0.3`      | radians per chunk that an action of 1 stands for |
-    | `action_mode`       | str   | `"chunk"`  | `"chunk"`, `"per_latent"` or `"per_frame"`     |
     | `device`            | str   | `"cpu"`    | where frames are rendered                      |
+    | `action_mode`       | str   | `"chunk"`  | `"chunk"`, `"per_latent"` or `"per_frame"`     |
     | `task`              | str   | `"free"`   | `"free"`, `"goal"`, `"follow"`, or a `sana_wm_env.Task` of your own |
     | `reward_fn`         | function | `None`  | a `sana_wm_env.tasks.Moment` -> float, in place of a task |
 
