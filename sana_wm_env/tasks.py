@@ -88,7 +88,7 @@ class Task(ABC):
         """What a step was worth. An exception undoes the step."""
 
     def info(self, goal: Goal, c2w: Array, chunk_index: int) -> dict[str, Any]:
-        """What `info` has beside the usual keys, at reset and step: plain Python values and fresh arrays, always the same keys.
+        """What `info` has beside the usual keys (which win), at reset and step: plain Python values and fresh arrays, always the same keys.
 
         Args:
             goal: of this episode.
@@ -132,7 +132,7 @@ class GoalTask(Task):
     """The task called `goal`: find the place from which the goal image was taken.
 
     The camera's path to it, one to `max_chunks` chunks long, is drawn within the limits of an action and, in a room, through free space.
-    The goal image is what the world itself shows at its end.
+    The goal image is what the world itself shows at its end, so in an imagined world a reset takes as long as that many steps more.
 
     The distance to the goal is `distance_m + metres_per_rad * angle_rad`. A step is worth the distance that it gained, and `bonus` on
     arrival, which ends the episode: within `tolerance_m` and `tolerance_deg` of the goal.
@@ -145,6 +145,11 @@ class GoalTask(Task):
     bonus: float = 1.0
 
     uses_frames = False
+
+    def __post_init__(self) -> None:
+        """ValueError for figures that make no sense."""
+        _require_at_least(1, max_chunks=self.max_chunks)
+        _require_at_least(0, tolerance_m=self.tolerance_m, tolerance_deg=self.tolerance_deg, metres_per_rad=self.metres_per_rad)
 
     def begin(self, opening: Opening) -> Goal:
         """`goal_image` uint8 (H, W, 3), `goal_c2w` (4, 4), and `twists` (max_chunks, 6), a way to it, ending in zeros where it is shorter.
@@ -211,6 +216,11 @@ class FollowTask(Task):
 
     uses_frames = False
 
+    def __post_init__(self) -> None:
+        """ValueError for figures that make no sense."""
+        _require_at_least(1, chunks=self.chunks, visible=self.visible)
+        _require_at_least(0, metres_per_rad=self.metres_per_rad)
+
     def begin(self, opening: Opening) -> Goal:
         """`waypoints` (chunks, 4, 4): where to be at the end of each chunk."""
         return {"waypoints": walk_path(draw_walk(opening, self.chunks))[CHUNK_FRAMES - 1 :: CHUNK_FRAMES].copy()}
@@ -236,6 +246,12 @@ class FollowTask(Task):
     @staticmethod
     def _waypoint(goal: Goal, chunk_index: int) -> Array:
         return goal["waypoints"][min(chunk_index, len(goal["waypoints"])) - 1]
+
+
+def _require_at_least(least: int, **values: float) -> None:
+    for name, value in values.items():
+        if not value >= least:
+            raise ValueError(f"got {name}={value!r}; wanted at least {least}")
 
 
 TASKS: dict[str, type[Task]] = {"free": FreeTask, "goal": GoalTask, "follow": FollowTask}

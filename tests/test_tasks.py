@@ -105,6 +105,14 @@ def test_bad_arguments_are_refused(world, arguments, cause):
         make(world, **arguments)
 
 
+@pytest.mark.parametrize(
+    "task, figures", [(GoalTask, {"max_chunks": 0}), (GoalTask, {"tolerance_m": float("nan")}), (FollowTask, {"visible": 0})]
+)
+def test_bad_figures_are_refused(task, figures):
+    with pytest.raises(ValueError, match=f"got {next(iter(figures))}=.*wanted at least"):
+        task(**figures)
+
+
 # What the tasks draw
 
 
