@@ -12,7 +12,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from .camera import CHUNK_FRAMES, FPS, Array, relative_to_first, step_twists, twist_path
 
-__all__ = ["FPS", "PIECES", "Limits", "action_path", "action_space", "actions_from_path", "check_whole_chunks", "twist_to_action"]
+__all__ = [
+    "FPS",
+    "PIECES",
+    "Limits",
+    "action_path",
+    "action_space",
+    "actions_from_path",
+    "check_whole_chunks",
+    "least_limits",
+    "twist_to_action",
+]
 
 PIECES = {"chunk": 1, "per_latent": 3, "per_frame": CHUNK_FRAMES}
 """Action mode -> pieces of equal length that a chunk is divided into, each driven by a constant twist."""
@@ -68,6 +78,12 @@ def action_path(action: Any, mode: str, limits: tuple[float, float], batch: tupl
     return np.concatenate(parts, axis=-3)
 
 
+def least_limits(twists: ArrayLike) -> Limits:
+    """The smallest limits, rounded up to four decimals, with which twists (..., 6) of a whole chunk can be driven."""
+    fastest = np.abs(np.asarray(twists, np.float64)).reshape(-1, 2, 3).max(axis=(0, 2))
+    return Limits(*(np.ceil(fastest * (1 - ROUNDING) * 1e4) / 1e4).tolist())
+
+
 def twist_to_action(twist: ArrayLike, limits: tuple[float, float]) -> NDArray[np.float32]:
     """The action of mode "chunk" that drives a twist.
 
@@ -82,13 +98,15 @@ def twist_to_action(twist: ArrayLike, limits: tuple[float, float]) -> NDArray[np
         ValueError: faster than the limits, or NaN; the message says by how much and what to set.
     """
     twist = np.asarray(twist, np.float64)
-    fastest = np.abs(twist).reshape(-1, 2, 3).max(axis=(0, 2))
-    if not (fastest <= np.asarray(limits) * (1 + ROUNDING)).all():
-        wanted = np.maximum(np.ceil(fastest * 1e4) / 1e4, limits)
+    if not np.isfinite(twist).all():
+        raise ValueError("got a twist with NaN or infinity; wanted 6 numbers each, metres and radians")
+    needed = least_limits(twist)
+    if (np.asarray(needed) > np.asarray(limits) * (1 + ROUNDING)).any():
+        enough = np.maximum(needed, limits)
         raise ValueError(
-            f"got a motion of up to {fastest[0]:.4g} m and {fastest[1]:.4g} rad per chunk along and about one axis; wanted at most "
-            f"{limits[0]:.4g} m and {limits[1]:.4g} rad: slow it down, or make the environment with "
-            f"max_translation_m={wanted[0]:.4g}, max_rotation_rad={wanted[1]:.4g}"
+            f"got a motion of up to {needed[0]:.10g} m and {needed[1]:.10g} rad per chunk along and about one axis; wanted at most "
+            f"{limits[0]:.10g} m and {limits[1]:.10g} rad: slow it down, or make the environment with "
+            f"max_translation_m={enough[0]:.10g}, max_rotation_rad={enough[1]:.10g}"
         )
     return np.clip(twist / np.repeat(limits, 3), -1, 1).astype(np.float32)
 

@@ -34,6 +34,10 @@ class Group(NamedTuple):
 
 COMMANDS: dict[str, Command | Group] = {
     "rollout": Command("Play a path of keys in a world and write the video, beside the truth if asked.", "rollout:run"),
+    "actions": Group(
+        "Paths of keys.",
+        {"explain": Command("Say what a string of keys does, segment by segment, in each scheme.", "explain:run")},
+    ),
     "evaluate": Group(
         "Measure a world.",
         {"fidelity": Command("Imagined frames of held-out rooms against the true rendering.", "evaluation.fidelity:run")},

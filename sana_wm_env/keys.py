@@ -37,7 +37,7 @@ _WALK = {"w": ("forward", 1), "s": ("forward", -1), "i": ("pitch", 1), "k": ("pi
 KEYS = (*"wasdijkl", "none")
 """Every key of both schemes, and none of them."""
 
-MOTIONS = ("forward", "strafe", "yaw", "pitch")
+MOTIONS: tuple[str, ...] = ("forward", "strafe", "yaw", "pitch")
 WORDS = {
     ("forward", 1): "forward",
     ("forward", -1): "back",

@@ -1,9 +1,14 @@
+import pickle
+
+import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+import sana_wm_env  # noqa: F401  # registers the ids
 from sana_wm_env.actions import (
     PIECES,
     Limits,
@@ -119,6 +124,29 @@ def test_rotation_stays_orthonormal_over_a_thousand_chunks_of_frames():
     np.testing.assert_allclose(c2w[:3, :3].T @ c2w[:3, :3], np.eye(3), atol=1e-12)
 
 
+# In an environment
+
+
+@pytest.mark.parametrize("env_id", ["SanaWM-v0", "SanaWM-Rooms-v0"])
+def test_an_environment_moves_as_its_mode_says(env_id):
+    env = gym.make(env_id, action_mode="per_latent")
+    assert env.action_space == action_space("per_latent")
+    env.reset(seed=7)
+    assert (env.step(np.zeros(18, np.float32))[4]["c2w"] == np.eye(4)).all()
+    with pytest.raises(ValueError, match=r"shape \(6,\); wanted 18 numbers .*'per_latent'"):
+        env.step(np.zeros(6, np.float32))
+    turn = np.float32([0, 0, 0, 0, 1, 0] + [0, 0, 0, 0, -1, 0] * 2)  # in the exact rooms no wall can stop a turn
+    np.testing.assert_allclose(env.step(turn)[4]["c2w"], action_path(turn, "per_latent", env.unwrapped.limits), atol=1e-12)
+
+
+def test_the_mode_is_part_of_the_spec(mode):
+    env = gym.make("SanaWM-Rooms-v0", action_mode=mode)
+    for again in (gym.make(EnvSpec.from_json(env.spec.to_json())), pickle.loads(pickle.dumps(env.unwrapped))):
+        assert again.action_space == action_space(mode)
+    with pytest.raises(ValueError, match="got action_mode='frames'"):
+        gym.make("SanaWM-Rooms-v0", action_mode="frames")
+
+
 # Refusals
 
 
@@ -193,7 +221,7 @@ def test_velocities_to_an_action():
     np.testing.assert_allclose(action, [0, 0, 0.5, 0, -0.5, 0], atol=1e-7)
     with pytest.raises(ValueError, match=r"up to 0.75 m and 0.15 rad per chunk.*at most 0.6 m and 0.3 rad.*max_translation_m=0.75"):
         twist_to_action(twist(v=(0, 0, 0.5), w=(0, -0.1, 0)), LIMITS)
-    with pytest.raises(ValueError, match="nan m"):
+    with pytest.raises(ValueError, match="NaN"):
         twist_to_action(np.full(6, np.nan), LIMITS)
 
 
