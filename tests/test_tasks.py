@@ -214,6 +214,20 @@ def test_what_the_agent_sees_of_the_goal():
     assert (obs["goal_image"] == goal_of(env)["goal_image"]).all()
 
 
+def test_copies_in_a_vector_environment_set_what_each_sets_alone():
+    vector, single = gym.make_vec("SanaWM-RoomsGoal-v0", num_envs=2), make("SanaWM-RoomsGoal-v0")
+    obs, infos = vector.reset(seed=[3, 4])
+    actions = np.stack([FORWARD, -FORWARD])
+    after, rewards, terminated, _, _ = vector.step(actions)
+    for slot, seed in enumerate((3, 4)):
+        alone, info = single.reset(seed=seed)
+        assert all((obs[key][slot] == alone[key]).all() for key in alone) and infos["distance_m"][slot] == info["distance_m"]
+        alone, reward, ended, _, _ = single.step(actions[slot])
+        assert all((after[key][slot] == alone[key]).all() for key in alone)
+        assert (rewards[slot], terminated[slot]) == (reward, ended)
+    vector.close()
+
+
 def test_nothing_returned_is_used_again():
     env = make("SanaWM-RoomsGoal-v0")
     obs, info = env.reset(seed=3)
