@@ -43,11 +43,11 @@ def imagined():
 # Conformity
 
 
-@pytest.mark.parametrize("obs_mode", ["chunk", "last"])
+@pytest.mark.parametrize("obs_mode", ["chunk", "last", "dict"])
 def test_gymnasium_checker_is_silent(env_id, obs_mode):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_env(gym.make(env_id, obs_mode=obs_mode).unwrapped)
+        check_env(gym.make(env_id, obs_mode=obs_mode).unwrapped, skip_render_check=obs_mode != "chunk")
 
 
 def test_stable_baselines_checker_is_silent(env_id):
@@ -66,6 +66,13 @@ def test_both_ids_have_the_same_spaces_scale_and_keys():
     assert first.unwrapped.max_rotation_rad == second.unwrapped.max_rotation_rad
     infos = [made.reset(seed=0)[1] for made in envs]
     assert infos[0].keys() == infos[1].keys()
+
+
+@pytest.mark.parametrize("registered", [name for name in gym.registry if name.startswith("SanaWM-")])
+def test_registered_specs_are_strings_and_numbers(registered):
+    spec = gym.spec(registered)
+    assert EnvSpec.from_json(spec.to_json()) == spec and spec.max_episode_steps == 40
+    assert isinstance(spec.entry_point, str) and isinstance(spec.vector_entry_point, str | None)
 
 
 def test_spec_survives_json_and_pickle(env_id):
