@@ -211,7 +211,7 @@ class WorldState(Mappable):
         return self.map(lambda t: t[rows]) if isinstance(rows, slice) else self.map(lambda t: t[list(rows)])
 
     def expand(self, n: int) -> "WorldState":
-        """n branches of one session. Nothing is copied: the rows are views of one, and what a branch makes later is its own."""
+        """Branch one session into n. Nothing is copied: the rows are views of one, and what a branch makes later is its own."""
         if len(self) != 1 or n < 1:
             raise ValueError(f"got {len(self)} sessions and n={n}; wanted one session, state[i], and n of at least 1")
         return self.map(lambda t: t.expand(n, *t.shape[1:]))
@@ -334,7 +334,9 @@ _STORED = {kind.__name__: kind for kind in (TextContext, DeltaState, WindowEntry
 def _check_header(header: dict[str, str], path: str | os.PathLike[str]) -> None:
     given = header.get("format"), header.get("version")
     if given[0] != FILE_FORMAT:
-        raise ValueError(f"got {os.fspath(path)!r}, a safetensors file of format {given[0]!r}; wanted {FILE_FORMAT!r}, from WorldState.save")
+        raise ValueError(
+            f"got {os.fspath(path)!r}, a safetensors file of format {given[0]!r}; wanted {FILE_FORMAT!r}, from WorldState.save"
+        )
     if given[1] != str(FILE_VERSION):
         raise ValueError(
             f"got {os.fspath(path)!r} in version {given[1]} of the state format; this sana_wm_env reads version {FILE_VERSION}: "

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .autoencoder import SPATIAL_STRIDE, Autoencoder, AutoencoderConfig
 from .cameras import STRIDE, camera_inputs
-from .checkpoint import AUTOENCODER, TRANSFORMER, CheckpointError, load_config, load_weights, resolve_world
+from .checkpoint import AUTOENCODER, CheckpointError, load_config, load_transformer, load_weights, resolve_world
 from .config import WorldConfig
 from .sampler import sample_chunk
 from .state import WorldState as WorldState
@@ -42,12 +42,11 @@ class WorldModel:
         try:
             with torch.device("meta"):
                 autoencoder = Autoencoder(AutoencoderConfig(**config.autoencoder))
-                transformer = Transformer(config.transformer)
             text_encoder = TextEncoder(TextEncoderConfig(**config.text))
             _check_fit(config, autoencoder, text_encoder)
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
-        load_weights(transformer, folder / TRANSFORMER, dtype, device)
+        transformer = load_transformer(folder, config, dtype, device)
         load_weights(autoencoder, folder / AUTOENCODER, dtype, device)
         return cls(config, transformer, autoencoder, text_encoder)
 
@@ -138,16 +137,20 @@ class WorldModel:
         Returns:
             frames uint8 (B, frames_per_step, H, W, 3) and the next state.
         """
-        latents, after = self.generate_latents(state, c2w)
+        return self.decode(*self.generate_latents(state, c2w))
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor, state: WorldState) -> tuple[Tensor, WorldState]:
+        """The second half of `step`: frames of the latents that `generate_latents` returned, and its state with decoder and frame."""
         video, decoder = self.autoencoder.decode(latents.to(self.transformer.dtype), state.decoder)
         frames = ((video.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         frames = frames.permute(0, 2, 3, 4, 1).contiguous()
         # clones, so that the state keeps one frame alive and not the chunk
-        return frames, replace(after, decoder=tuple(t.clone() for t in decoder), frame=frames[:, -1].clone())
+        return frames, replace(state, decoder=tuple(t.clone() for t in decoder), frame=frames[:, -1].clone())
 
     @torch.inference_mode()
     def generate_latents(self, state: WorldState, c2w: Tensor) -> tuple[Tensor, WorldState]:
-        """`step` without the decode: the new latents (B, C, latents_per_step, h, w) and the next state, its decoder and frame not advanced."""
+        """`step` without the decode: new latents (B, C, latents_per_step, h, w); the next state but for decoder and frame."""
         c2w = self._checked_poses(state, c2w)
         opens, image = state.transformer is None, state.image_latent
         path = torch.cat([state.c2w[:, None], c2w], 1) if opens else c2w  # before the first chunk the newest pose is raw frame 0

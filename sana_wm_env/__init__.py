@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 from gymnasium.envs.registration import register
 
 if TYPE_CHECKING:
+    from sana_wm_env.model.state import WorldState
     from sana_wm_env.model.world import WorldModel
 
     from .env import SanaWMEnv
     from .keys import keys_to_path
     from .recorder import RecordChunks
     from .rooms.env import RoomsEnv
+    from .session import restore
     from .tasks import Task
+    from .vector import SanaWMVectorEnv
     from .wrappers import ChunkToChannels, DiscreteKeys, LastFrame, PoseObservation
 
 __all__ = [
@@ -26,18 +29,22 @@ __all__ = [
     "RecordChunks",
     "RoomsEnv",
     "SanaWMEnv",
+    "SanaWMVectorEnv",
     "Task",
     "WorldModel",
+    "WorldState",
     "keys_to_path",
+    "restore",
 ]
 __version__ = "0.1.0"
 
 # One minute: 40 chunks of 1.5 s. Strings as entry points keep this import light and the specs serialisable.
-register(id="SanaWM-v0", entry_point="sana_wm_env.env:SanaWMEnv", max_episode_steps=40)
+_IMAGINED: dict[str, Any] = {"entry_point": "sana_wm_env.env:SanaWMEnv", "vector_entry_point": "sana_wm_env.vector:SanaWMVectorEnv"}
+register(id="SanaWM-v0", max_episode_steps=40, **_IMAGINED)
 register(id="SanaWM-Rooms-v0", entry_point="sana_wm_env.rooms.env:RoomsEnv", max_episode_steps=40)
 for _task in ("goal", "follow"):
     _options = {"task": _task, "obs_mode": "dict"}
-    register(id=f"SanaWM-{_task.title()}-v0", entry_point="sana_wm_env.env:SanaWMEnv", max_episode_steps=40, kwargs=_options)
+    register(id=f"SanaWM-{_task.title()}-v0", max_episode_steps=40, kwargs=_options, **_IMAGINED)
     register(id=f"SanaWM-Rooms{_task.title()}-v0", entry_point="sana_wm_env.rooms.env:RoomsEnv", max_episode_steps=40, kwargs=_options)
 
 _HOME = {
@@ -48,9 +55,12 @@ _HOME = {
     "RecordChunks": "recorder",
     "RoomsEnv": "rooms.env",
     "SanaWMEnv": "env",
+    "SanaWMVectorEnv": "vector",
     "Task": "tasks",
     "WorldModel": "model.world",
+    "WorldState": "model.state",
     "keys_to_path": "keys",
+    "restore": "session",
 }
 
 

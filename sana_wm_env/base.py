@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import gymnasium as gym
 import numpy as np
@@ -147,9 +147,24 @@ class CameraEnv(gym.Env[Observation, NDArray[np.float32]]):
         frames, c2w = np.repeat(frame[None], CHUNK_FRAMES, axis=0), np.tile(np.eye(4), (CHUNK_FRAMES, 1, 1))
         episode = Episode(state, np.eye(4), intrinsics)
         goal = self.task.begin(self._opening(episode, frame, np.random.default_rng(seeds.task), partial(self._is_clear, prepared, seeds)))
-        self._episode, self._unseen = replace(episode, goal=goal), []
+        return self._resume(replace(episode, goal=goal), frames, c2w)
+
+    def _resume(self, episode: Episode, frames: Frames, c2w: Array) -> tuple[Observation, dict[str, Any]]:
+        """Goes on from an episode whose newest frame and pose fill frames (24, H, W, 3) and c2w (24, 4, 4)."""
+        try:
+            shown = self._observation(frames, episode), self._info(episode, c2w, 1)
+        except (KeyError, IndexError) as error:
+            kept = ", ".join(sorted(episode.goal)) or "nothing"
+            raise ValueError(f"got a session whose task keeps {kept}; this one needs {error}: wanted a session of the same task") from None
+        self._episode, self._unseen = episode, []
         self._keep_for_render(frames[-1:])
-        return self._observation(frames, self._episode), self._info(self._episode, c2w, 1)
+        return shown
+
+    def _sibling(self) -> Self:
+        """The same environment with nothing running and a generator of its own; spaces and weights are shared."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__ | {"_episode": None, "_unseen": [], "_np_random": None, "_np_random_seed": None})
+        return other
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Moves the camera for one chunk. See the class for what is returned.

@@ -13,10 +13,11 @@ from sana_wm_env.model.checkpoint import load_config, resolve_world
 from sana_wm_env.model.image import fit_image, read_image
 from sana_wm_env.model.world import WorldModel, WorldState
 
-from .base import CameraEnv, Episode, Frames, Seeds
+from .base import Frames, Seeds
 from .camera import Array, check_intrinsics
 from .rooms import default_intrinsics
 from .rooms.env import held_out_room, look, open_room, stands_clear
+from .session import SessionEnv
 from .tasks import Moment, Task
 
 
@@ -28,7 +29,7 @@ class FirstFrame(NamedTuple):
     prompt: str
 
 
-class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
+class SanaWMEnv(SessionEnv, gym.utils.EzPickle):
     """A world that a video model imagines while you move a camera through it.
 
     ## Description
@@ -55,17 +56,10 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
 
     Metres are nominal: as metric as the poses that the world was trained with. An action outside the box is refused, not clipped.
 
-    That is `action_mode="chunk"`. The other modes steer inside a chunk, at the same largest speed: the action is several such rows, one
-    after the other, and 1 stands for the piece's share of the metres and radians above.
-
-    | `action_mode`  | Action               | Pieces of a chunk       | 1 stands for     |
-    |----------------|----------------------|-------------------------|------------------|
-    | `"chunk"`      | `Box(-1, 1, (6,))`   | 1 of 24 frames          | the whole limit  |
-    | `"per_latent"` | `Box(-1, 1, (18,))`  | 3 of 8 frames           | a third of it    |
-    | `"per_frame"`  | `Box(-1, 1, (144,))` | 24 of 1 frame           | a 24th of it     |
-
-    `sana_wm_env.camera.twist` gives a twist from velocities, `sana_wm_env.actions.twist_to_action` its action, `actions_from_path` the
-    actions along a path of poses; `sana_wm_env.DiscreteKeys` has nine keys instead.
+    That is `action_mode="chunk"`. `"per_latent"`, `Box(-1, 1, (18,))`, steers each third of the chunk, 8 frames, and `"per_frame"`,
+    `Box(-1, 1, (144,))`, each frame: such rows one after the other, in which 1 stands for a third and a 24th of the limits above, so
+    that the largest speed is the same. `sana_wm_env.actions` makes actions from velocities and from paths of poses;
+    `sana_wm_env.DiscreteKeys` has nine keys instead.
 
     ## Observation Space
 
@@ -142,7 +136,13 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
 
     ## Vectorized Environment
 
-    `gymnasium.make_vec("SanaWM-v0", num_envs=4)` runs copies, each with its own weights.
+    `gymnasium.make_vec("SanaWM-v0", num_envs=4)` makes a `SanaWMVectorEnv`: one copy of the weights, one batched forward per step, any
+    autoreset mode (`autoreset_mode="SameStep"`), `reset(options={"reset_mask": mask, "per_slot": [...]})`.
+
+    ## Sessions
+
+    `save_state()` and `restore_state(state)`, `fork(n)`, `imagine(actions)`: on `env.unwrapped`. States are values that can be kept in
+    files: `state.save(path)`, `sana_wm_env.WorldState.load(path)`.
 
     ## Version History
 
@@ -226,10 +226,6 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
             [torch.Generator().manual_seed(seeds.noise)],
         )
         return first.image, first.intrinsics_px, state
-
-    def _advance(self, episode: Episode, c2w: Array) -> tuple[Frames, Array, WorldState]:
-        frames, state = self.model.step(episode.state, torch.from_numpy(c2w)[None])
-        return frames[0].cpu().numpy(), c2w, state
 
     def _is_clear(self, prepared: FirstFrame | str | None, seeds: Seeds, c2w: Array) -> NDArray[np.bool_]:
         if isinstance(prepared, FirstFrame):

@@ -1,0 +1,249 @@
+"""Sessions of an imagined world as values: to and from a `WorldState`, many in one forward, and what-ifs."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.wrappers import OrderEnforcing, TimeLimit
+from numpy.typing import NDArray
+
+from sana_wm_env.model.state import concatenate
+from sana_wm_env.model.world import WorldModel, WorldState
+
+from .base import CameraEnv, Episode
+from .camera import CHUNK_FRAMES, Array
+from .observations import Frames, Observation
+
+if TYPE_CHECKING:
+    from .vector import SanaWMVectorEnv
+
+Decode = Literal["latents", "last", "frames"]
+DECODES = ("latents", "last", "frames")
+NOT_DECODED: Frames = np.empty((0, 0, 0, 3), np.uint8)
+"""What a task that does not look at frames is shown of a chunk that was not decoded."""
+
+
+class Imagined(NamedTuple):
+    """What N sequences of K actions would lead to.
+
+    Attributes:
+        latents: float32 (N, K, C, T, h, w), T latent frames per chunk.
+        frames: uint8, (N, K, H, W, 3) the newest of every chunk ("last"), (N, K, 24, H, W, 3) all ("frames"), or None ("latents").
+        c2w: float64 (N, K, 24, 4, 4), relative to the first frame of the episode.
+        rewards: float64 (N, K), 0 after the end of the episode.
+        terminated: bool (N, K), True from the chunk on that ends the episode.
+    """
+
+    latents: NDArray[np.float32]
+    frames: Frames | None
+    c2w: Array
+    rewards: NDArray[np.float64]
+    terminated: NDArray[np.bool_]
+
+
+def restore(env: gym.Env[Any, Any], state: WorldState) -> tuple[Observation, dict[str, Any]]:
+    """`restore_state` for an environment that `gymnasium.make` wrapped: sets the step counter of `TimeLimit` too.
+
+    That counter belongs to the wrapper and not to the session, so `env.unwrapped.restore_state` leaves it where it is; here it
+    becomes `info["chunk_index"]`. Returns what the innermost environment returns, which other wrappers have not seen.
+    """
+    obs, info = env.unwrapped.restore_state(state)  # type: ignore[attr-defined]
+    layer = env
+    while isinstance(layer, gym.Wrapper):
+        if isinstance(layer, TimeLimit):
+            layer._elapsed_steps = info["chunk_index"]
+        if isinstance(layer, OrderEnforcing):
+            layer._has_reset = True
+        layer = layer.env
+    return obs, info
+
+
+def state_of(episode: Episode) -> WorldState:
+    """The one session of an episode, its goal included."""
+    return replace(episode.state, task={key: torch.from_numpy(np.array(value)[None]) for key, value in episode.goal.items()})
+
+
+def episode_of(state: WorldState, model: WorldModel) -> Episode:
+    """The inverse of `state_of`. ValueError for a batch, and for a state of another world."""
+    if not isinstance(state, WorldState):
+        raise ValueError(f"got a {type(state).__name__}; wanted a WorldState, from save_state or WorldState.load")
+    if len(state) != 1:
+        raise ValueError(f"got a state of {len(state)} sessions; wanted one: state[i]")
+    state = model.accept(state)
+    goal = {key: value[0].cpu().numpy().copy() for key, value in state.task.items()}
+    c2w, intrinsics = state.c2w[0].cpu().numpy().copy(), state.intrinsics_px[0].cpu().numpy().copy()
+    return Episode(replace(state, task={}), c2w, intrinsics, int(state.chunk_index[0]), goal)
+
+
+def newest_frame(episode: Episode) -> tuple[Frames, Array]:
+    """What an observation shows of a restored session: its newest frame and pose, 24 times."""
+    frame = episode.state.frame[0].cpu().numpy()
+    return np.repeat(frame[None], CHUNK_FRAMES, axis=0), np.tile(episode.c2w, (CHUNK_FRAMES, 1, 1))
+
+
+def with_own_noise(state: WorldState) -> WorldState:
+    """Rows whose noise differs from here on, seeded from what each row's generator would draw next and its place."""
+    rows, generator = [], torch.Generator()
+    for place, row in enumerate(state.generators):
+        generator.set_state(row.clone())
+        seeds = torch.randint(2**63 - 1, (place + 1,), generator=generator)
+        rows.append(generator.manual_seed(int(seeds[-1])).get_state())
+    return replace(state, generators=torch.stack(rows))
+
+
+def advance_together(model: WorldModel, states: Sequence[WorldState], paths: Sequence[Array]) -> list[tuple[Frames, WorldState]]:
+    """`model.step` for sessions of any age: one forward for all whose windows are equally full, of which there are at most three kinds.
+
+    Args:
+        model: the world of all of them.
+        states: one session each.
+        paths: (24, 4, 4) each.
+
+    Returns:
+        frames (24, H, W, 3) and next state of each session, the latter rows of a common batch.
+    """
+    groups: dict[Any, list[int]] = {}
+    for i, state in enumerate(states):
+        groups.setdefault(state.layout, []).append(i)
+    results: dict[int, tuple[Frames, WorldState]] = {}
+    for members in groups.values():
+        poses = torch.from_numpy(np.stack([paths[i] for i in members]))
+        frames, after = model.step(concatenate([states[i] for i in members]), poses)
+        shown = frames.cpu().numpy()
+        results |= {i: (shown[row], after[row]) for row, i in enumerate(members)}
+    return [results[i] for i in range(len(states))]
+
+
+def candidate_bytes(model: WorldModel, state: WorldState) -> int:
+    """What one candidate of `imagine` takes while it is played: the state before and after, and an estimate of what a forward needs.
+
+    The widest moment of a forward is the feed-forward's: about eight arrays of 2 * mlp_ratio * width numbers per token.
+    """
+    config = model.config
+    tokens = (model.latents_per_step + 1) * config.grid[0] * config.grid[1]
+    forward = 8 * tokens * int(2 * config.transformer.mlp_ratio * config.transformer.width) * 4
+    pixels = 8 * 3 * model.frames_per_step * config.image_size[0] * config.image_size[1]  # decoded floats, their scaled copies, frames
+    return 2 * state.nbytes + forward + pixels
+
+
+def _play(env: "SessionEnv", episode: Episode, state: WorldState, actions: NDArray[Any], decode: Decode) -> tuple[Any, ...]:
+    """One batch: latents, frames, poses, rewards and ends, (n, K, ...) each."""
+    candidates, ended = [episode] * len(actions), np.zeros(len(actions), np.bool_)
+    shows = decode != "latents"
+    columns: tuple[list[Any], ...] = ([], [], [], [], [])
+    for chosen in actions.swapaxes(0, 1):  # (K, n, action)
+        paths = np.stack([env._wish(candidate, action) for candidate, action in zip(candidates, chosen, strict=True)])
+        latents, state = env.model.generate_latents(state, torch.from_numpy(paths))
+        frames = None
+        if shows or env.task.uses_frames:
+            shown, state = env.model.decode(latents, state)
+            frames = shown.cpu().numpy()
+        rewards = np.zeros(len(actions))
+        for i, (candidate, action) in enumerate(zip(candidates, chosen, strict=True)):
+            step = env._judge(candidate, action, NOT_DECODED if frames is None else frames[i], paths[i], None)
+            candidates[i] = step.episode
+            if not ended[i]:
+                rewards[i], ended[i] = step.reward, step.terminated
+        kept = frames if decode == "frames" else frames[:, -1] if frames is not None and shows else None
+        for column, values in zip(columns, (latents.float().cpu().numpy(), kept, paths, rewards, ended.copy()), strict=True):
+            column.append(values)
+    return tuple(None if column[0] is None else np.stack(column, 1) for column in columns)
+
+
+class SessionEnv(CameraEnv):
+    """A camera in a world that a `WorldModel` imagines: its sessions can be saved, restored, branched and tried out.
+
+    A subclass supplies `model` and opens sessions.
+    """
+
+    model: WorldModel
+
+    def _advance(self, episode: Episode, c2w: Array) -> tuple[Frames, Array, WorldState]:
+        frames, state = self.model.step(episode.state, torch.from_numpy(c2w)[None])
+        return frames[0].cpu().numpy(), c2w, state
+
+    def save_state(self) -> WorldState:
+        """The running session as a value: go on from it with `restore_state`, keep it with `WorldState.save`.
+
+        It holds no random generator for later resets, no unread frames of `render`, and no step counter: `TimeLimit`, which
+        `gymnasium.make` adds, keeps that one; `sana_wm_env.restore(env, state)` sets it.
+        """
+        return state_of(self._running())
+
+    def restore_state(self, state: WorldState) -> tuple[Observation, dict[str, Any]]:
+        """Goes on from a saved session. Returns what `reset` does: its newest frame fills the chunk, `n_new_frames` is 1.
+
+        Raises:
+            ValueError: more than one session, another world, or another task; the running episode stays.
+        """
+        return self._continue(self._restored(state))
+
+    def fork(self, n: int, *, independent_noise: bool = False, max_episode_steps: int | None = None) -> "SanaWMVectorEnv":
+        """Environments that go on from the present of this one, which stays as it is. Nothing is copied until they move.
+
+        Args:
+            n: branches.
+            independent_noise: by default every branch imagines with the noise that this environment would, so that they differ by their
+                actions alone; True gives each its own.
+            max_episode_steps: chunks since the reset after which a branch is truncated; None for never.
+
+        Returns:
+            A vector environment in the autoreset mode "Disabled", already running.
+        """
+        from .vector import SanaWMVectorEnv
+
+        state = state_of(self._running()).expand(n)
+        state = with_own_noise(state) if independent_noise else state
+        vector = SanaWMVectorEnv(n, template=self, max_episode_steps=max_episode_steps, autoreset_mode="Disabled")
+        for slot, generator in zip(vector.slots, deepcopy(self.np_random).spawn(n), strict=True):
+            slot.np_random = generator
+        vector.restore_state([state[i] for i in range(n)])
+        return vector
+
+    def imagine(self, actions: Any, *, decode: Decode = "latents", memory_mib: float = 1024, independent_noise: bool = False) -> Imagined:
+        """What N sequences of K actions would lead to from here. This environment stays as it is, to the last bit.
+
+        Args:
+            actions: (N, K, action size), each as in `step`.
+            decode: what to decode: "latents" nothing, "last" the newest frame of every chunk, "frames" all. A task that judges frames has
+                them decoded in any case.
+            memory_mib: how much memory candidates may take beside what is returned; they are played in batches that fit, of one at least.
+            independent_noise: as in `fork`.
+
+        Raises:
+            ValueError: a bad action; the message names its place.
+        """
+        episode = self._running()
+        if decode not in DECODES:
+            raise ValueError(f"got decode={decode!r}; wanted one of {', '.join(DECODES)}")
+        if not memory_mib > 0:
+            raise ValueError(f"got memory_mib={memory_mib!r}; wanted a positive number")
+        actions, wanted = np.asarray(actions), f"(N, K, {self.action_space.shape[0]})"
+        if actions.ndim != 3 or 0 in actions.shape:
+            raise ValueError(f"got actions of shape {actions.shape}; wanted {wanted}: N sequences of K actions")
+        for i, sequence in enumerate(actions):
+            for k, action in enumerate(sequence):
+                try:
+                    self._wish(episode, action)
+                except ValueError as error:
+                    raise ValueError(f"sequence {i}, action {k}: {error}") from None
+        state = episode.state.expand(len(actions))
+        if independent_noise:
+            state = with_own_noise(state)
+        size = max(1, int(memory_mib * 2**20 / candidate_bytes(self.model, episode.state)))
+        parts = [_play(self, episode, state[i : i + size], actions[i : i + size], decode) for i in range(0, len(actions), size)]
+        latents, frames, c2w, rewards, terminated = zip(*parts, strict=True)
+        shown = np.concatenate([part for part in frames if part is not None]) if decode != "latents" else None
+        return Imagined(np.concatenate(latents), shown, *(np.concatenate(column) for column in (c2w, rewards, terminated)))
+
+    def _restored(self, state: WorldState) -> Episode:
+        """The episode that a saved session is, or ValueError. Changes nothing."""
+        self._require_open()
+        return episode_of(state, self.model)
+
+    def _continue(self, episode: Episode) -> tuple[Observation, dict[str, Any]]:
+        return self._resume(episode, *newest_frame(episode))
