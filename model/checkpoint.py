@@ -1,23 +1,31 @@
-"""World folders: `config.json`, `transformer.safetensors`, `autoencoder.safetensors`; where they lie and how they load."""
+"""Worlds by name, by folder or by repository: where they lie, how they load, how they are written, in every layout."""
 
 import json
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .config import WorldConfig
+from .hub import HUB_ID, REPOSITORIES, downloaded
+from .published import CONFIG as CONFIG
+from .published import NATIVE_BUFFERS, Folder, open_folder, read_config, to_diffusers
+from .published import TRANSFORMER as TRANSFORMER
+from .transformer import Transformer
+from .weights import NATIVE_ONLY, WeightFiles, diffusers_name, is_unused, load, write_whole
+from .weights import CheckpointError as CheckpointError
 
-CONFIG, TRANSFORMER, AUTOENCODER = "config.json", "transformer.safetensors", "autoencoder.safetensors"
-# In published files, read by no computation: may be absent, are replaced by zeros.
-UNUSED_BUFFERS = ("pos_embed", "y_embedding", "recall_gate")
-
-
-class CheckpointError(ValueError):
-    """A world folder or weight file that cannot be used; the message says what was wrong and what to do."""
+AUTOENCODER = "autoencoder.safetensors"
+Target = Literal["world", "native", "diffusers"]
+WRITTEN: dict[Target, str] = {
+    "world": TRANSFORMER,
+    "native": "dit/transformer.safetensors",
+    "diffusers": "transformer/diffusion_pytorch_model.safetensors",
+}
 
 
 def known_worlds() -> list[str]:
@@ -26,91 +34,101 @@ def known_worlds() -> list[str]:
 
 
 def resolve_world(world: str | Path) -> Path:
-    """Folder of a bundled world (by name) or of a local one (by path); CheckpointError with the known names otherwise."""
+    """Folder of a bundled world (by name), of a local one (by path), or of a downloaded repository (owner/name or owner/name@revision).
+
+    Nothing is downloaded and no connection made. CheckpointError that says what is known otherwise.
+    """
     if isinstance(world, str) and world in known_worlds():
         return _bundled() / world
     if Path(world).is_dir():
         return Path(world)
-    raise CheckpointError(f"unknown world {str(world)!r}: neither a folder nor one of the bundled worlds {known_worlds()}")
+    if isinstance(world, str) and world.partition("@")[0] in REPOSITORIES:
+        return downloaded(world)
+    unknown = f"unknown world {str(world)!r}: neither a folder nor one of the bundled worlds {known_worlds()}"
+    if isinstance(world, str) and HUB_ID.fullmatch(world):
+        try:
+            return downloaded(world)
+        except CheckpointError as error:
+            raise CheckpointError(f"{unknown}; as a repository of the hub: {error}") from None
+    raise CheckpointError(unknown)
 
 
 def load_config(folder: Path) -> WorldConfig:
-    """Read `config.json` of a world folder."""
-    path = folder / CONFIG
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} is not a world: it has no {CONFIG}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds a {type(values).__name__}; wanted an object of settings")
-    try:
-        return WorldConfig.from_dict(values)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    """Settings of the world in a folder of any layout; CheckpointError if they cannot be read or do not fit together."""
+    return read_config(folder)
 
 
-def save_world(
-    folder: Path, config: WorldConfig, transformer: nn.Module, autoencoder: nn.Module, dtype: torch.dtype = torch.float16
-) -> None:
-    """Write a world folder; weights are stored in `dtype`. ValueError if a weight does not fit into it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, module in ((TRANSFORMER, transformer), (AUTOENCODER, autoencoder)):
-        tensors = {key: _stored(key, value, dtype) for key, value in module.state_dict().items() if not _unused(key)}
-        _replace(folder / name, lambda path, tensors=tensors: save_file(tensors, path))
-    _replace(folder / CONFIG, lambda path: path.write_text(json.dumps(config.to_dict(), indent=2) + "\n"))
+def load_transformer(
+    folder: Path, config: WorldConfig, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> Transformer:
+    """The transformer of a folder of any layout. CheckpointError that names every key that is missing, unexpected or mis-shaped."""
+    found = open_folder(folder)
+    with torch.device("meta"):
+        transformer = Transformer(config.transformer)
+    load(transformer, found.transformer, dtype, device)
+    return transformer
 
 
 def load_weights(module: nn.Module, path: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> None:
-    """Fill a module, which may stand on the meta device, from a safetensors file."""
+    """Fill a module, which may stand on the meta device, from a safetensors file of a world folder."""
     if not path.is_file():
         raise CheckpointError(f"{path.parent} is not a complete world: it has no {path.name}")
-    try:
-        tensors = load_file(path, device=str(device))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from None
-    fill(module, {key: t.to(dtype) if t.is_floating_point() else t for key, t in tensors.items()}, str(path))
+    load(module, WeightFiles((path,)), dtype, device)
 
 
-def fill(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Put `tensors` in place of the module's; CheckpointError that names every key of `source` that does not fit."""
-    wanted = module.state_dict()
-    like = next(iter(tensors.values()), torch.empty(0))
-    blanks = {key: torch.zeros(t.shape, dtype=like.dtype, device=like.device) for key, t in wanted.items() if _unused(key)}
-    tensors = {key: t for key, t in tensors.items() if not _unused(key)}
-    missing = sorted(set(wanted) - set(blanks) - set(tensors))
-    unexpected = sorted(set(tensors) - set(wanted))
-    misshaped = sorted(key for key in set(wanted) & set(tensors) if wanted[key].shape != tensors[key].shape)
-    if missing or unexpected or misshaped:
-        shapes = [f"{key} {tuple(tensors[key].shape)} instead of {tuple(wanted[key].shape)}" for key in misshaped]
-        parts = [_named("missing", missing), _named("unexpected", unexpected), _named("mis-shaped", shapes)]
-        raise CheckpointError(f"{source} does not fit its configuration: {'; '.join(filter(None, parts))}")
-    module.load_state_dict({**tensors, **blanks}, assign=True)
+def save_world(
+    folder: Path,
+    config: WorldConfig,
+    transformer: nn.Module,
+    autoencoder: nn.Module,
+    dtype: torch.dtype = torch.float16,
+    layout: Target = "world",
+) -> None:
+    """Write a world folder; weights are stored in `dtype`, the transformer as `layout` has it.
+
+    ValueError if a weight does not fit into `dtype`.
+    """
+    read = {name: t for name, t in transformer.state_dict().items() if not is_unused(name)}
+    write_transformer(folder, ((name, _stored(name, t, dtype)) for name, t in read.items()), layout)
+    tensors = {name: _stored(name, t, dtype) for name, t in autoencoder.state_dict().items()}
+    write_whole(folder / AUTOENCODER, lambda path: save_file(tensors, path))
+    write_config(folder, config, layout)
+
+
+def convert(source: Folder, target: Path, config: WorldConfig, layout: Target) -> None:
+    """Write the transformer of a folder under the names and in the place of another layout. Values and dtypes stay as they are.
+
+    Only the transformer and the settings are written; the other parts of a published checkpoint are the same in every layout.
+    """
+    write_transformer(target, source.transformer.tensors(), layout)
+    write_config(target, config, layout)
+
+
+def write_transformer(folder: Path, tensors: Iterable[tuple[str, Tensor]], layout: Target) -> None:
+    """Write a transformer's tensors, given by native name, as `layout` has them."""
+    held = {name: t.contiguous() for name, t in tensors}
+    if layout == "diffusers":
+        buffers = {name: held.pop(name) for name in NATIVE_ONLY if name in held}
+        held = {diffusers_name(name): t for name, t in held.items()}
+        if buffers:
+            write_whole(folder / NATIVE_BUFFERS, lambda path: save_file(buffers, path, {"format": "pt"}))
+    write_whole(folder / WRITTEN[layout], lambda path: save_file(held, path, {"format": "pt"}))
+
+
+def write_config(folder: Path, config: WorldConfig, layout: Target) -> None:
+    """Write the settings of a world; in the diffusers layout also those that its own class reads."""
+    write_whole(folder / CONFIG, lambda path: path.write_text(json.dumps(config.to_dict(), indent=2) + "\n"))
+    if layout == "diffusers":
+        theirs = json.dumps(to_diffusers(config.transformer), indent=2) + "\n"
+        write_whole(folder / "transformer" / CONFIG, lambda path: path.write_text(theirs))
 
 
 def _bundled() -> Path:
     return Path(str(files("sana_wm_env.worlds")))
 
 
-def _unused(key: str) -> bool:
-    return key.rpartition(".")[2] in UNUSED_BUFFERS
-
-
-def _stored(key: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+def _stored(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     stored = value.detach().cpu().to(dtype).contiguous()
     if not stored.isfinite().all():
-        raise ValueError(f"{key} holds numbers that {dtype} cannot: largest is {value.abs().max().item():.3g}")
+        raise ValueError(f"{name} holds numbers that {dtype} cannot: largest is {value.abs().max().item():.3g}")
     return stored
-
-
-def _replace(path: Path, write) -> None:
-    """Write beside, then rename: a run that is cut off leaves the old file whole."""
-    part = path.with_name(path.name + ".part")
-    write(part)
-    part.replace(path)
-
-
-def _named(what: str, keys: list[str], shown: int = 8) -> str:
-    rest = f" and {len(keys) - shown} more" if len(keys) > shown else ""
-    return f"{what} {', '.join(keys[:shown])}{rest}" if keys else ""

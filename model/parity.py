@@ -13,11 +13,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .checkpoint import CheckpointError, fill
 from .config import TransformerConfig
 from .sampler import euler
 from .state import BlockState, DeltaState, TransformerState
 from .transformer import Transformer
+from .weights import CheckpointError, fill
 
 COLUMNS = ("velocities", "latents", "states", "bidirectional")
 TOLERANCES = {

@@ -1,0 +1,225 @@
+"""Weights in files, one tensor at a time and under native names, and how they get into a network.
+
+Native names are NVlabs' own; those of diffusers differ in the time embedding alone (facts/model.md section 11.2).
+"""
+
+import json
+import pickle
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+# In published files, read by no computation: may be absent, are replaced by zeros.
+UNUSED_BUFFERS = ("pos_embed", "y_embedding", "recall_gate")
+# Buffers that the diffusers class does not have, so that a file in its names has no place for them.
+NATIVE_ONLY = ("pos_embed", "y_embedder.y_embedding")
+SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+DIFFUSERS_NAMES = {"t_embedder.mlp.0.": "t_embedder.linear_1.", "t_embedder.mlp.2.": "t_embedder.linear_2."}
+
+Outline = dict[str, tuple[tuple[int, ...], torch.dtype]]  # name -> shape, dtype
+
+
+class CheckpointError(ValueError):
+    """A world folder or weight file that cannot be used; the message says what was wrong and what to do."""
+
+
+def native_name(name: str) -> str:
+    """`name` as NVlabs calls it, given either kind."""
+    return _renamed(name, {theirs: ours for ours, theirs in DIFFUSERS_NAMES.items()})
+
+
+def diffusers_name(name: str) -> str:
+    """`name` as diffusers calls it, given either kind."""
+    return _renamed(name, DIFFUSERS_NAMES)
+
+
+def is_unused(name: str) -> bool:
+    """Whether no computation reads the tensor of this name."""
+    return name.rpartition(".")[2] in UNUSED_BUFFERS
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The tensors of one network in .safetensors files, or in one pickle that torch saved. Nothing is read before it is asked for.
+
+    A pickle is opened without running code, and mapped into memory: training checkpoints carry critics and optimizers beside the
+    weights, which then are never read.
+    """
+
+    files: tuple[Path, ...]
+
+    def outline(self) -> Outline:
+        """Shape and dtype by native name; no weight is read. CheckpointError if a file is damaged or holds something else."""
+        return {name: (shape, dtype) for source in self._sources() for name, shape, dtype in source.outline()}
+
+    def tensors(self, names: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, Tensor]]:
+        """(native name, tensor on the CPU) of the wanted names, one after the other."""
+        for source in self._sources():
+            yield from source.tensors(names)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(file.stat().st_size for file in self.files)
+
+    def __str__(self) -> str:
+        return str(self.files[0]) if len(self.files) == 1 else f"{self.files[0]} and {len(self.files) - 1} more"
+
+    def _sources(self) -> "Iterator[_Safetensors | _Pickle]":
+        for file in self.files:
+            if not file.is_file():
+                raise CheckpointError(f"{file.parent} has no {file.name}")
+            yield _Safetensors(file) if file.suffix == ".safetensors" else _Pickle(file)
+
+
+@dataclass(frozen=True)
+class _Safetensors:
+    path: Path
+
+    def outline(self) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
+        with self._open() as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                part = file.get_slice(name)
+                yield native_name(name), tuple(part.get_shape()), SAFETENSORS_DTYPES.get(part.get_dtype(), torch.uint8)
+
+    def tensors(self, names: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
+        with self._open() as file:
+            for name in filter(lambda name: names(native_name(name)), file.keys()):
+                yield native_name(name), file.get_tensor(name)
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        try:
+            with safe_open(self.path, "pt") as file:
+                yield file
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{self.path} cannot be read as safetensors: {error}") from None
+
+
+@dataclass(frozen=True)
+class _Pickle:
+    """A state dict as it is, under `state_dict`, or under `generator` with a prefix before every name (facts/model.md section 11.1)."""
+
+    path: Path
+
+    def outline(self) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
+        return ((name, tuple(t.shape), t.dtype) for name, t in self._load().items())
+
+    def tensors(self, names: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
+        return ((name, t) for name, t in self._load().items() if names(name))
+
+    def _load(self) -> dict[str, Tensor]:
+        try:
+            held = torch.load(self.path, map_location="cpu", mmap=zipfile.is_zipfile(self.path), weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"{self.path} holds more than tensors and is not opened, because that would run its code "
+                f"({str(error).splitlines()[0]}); convert it to safetensors where you trust it"
+            ) from None
+        except (OSError, EOFError, RuntimeError) as error:
+            raise CheckpointError(f"{self.path} cannot be read as a torch checkpoint: {str(error).splitlines()[0]}") from None
+        for wrapping in ("generator", "state_dict"):
+            if isinstance(held, Mapping) and isinstance(held.get(wrapping), Mapping):
+                held = held[wrapping]
+                break
+        if not isinstance(held, Mapping) or not held or not all(isinstance(t, Tensor) for t in held.values()):
+            raise CheckpointError(f"{self.path} holds no state dict; wanted one as it is, under 'state_dict' or under 'generator'")
+        for prefix in ("generator.", "model."):
+            if all(name.startswith(prefix) for name in held):
+                held = {name.removeprefix(prefix): t for name, t in held.items()}
+        return {native_name(name): t for name, t in held.items()}
+
+
+def shards(index: Path) -> tuple[Path, ...]:
+    """Files that a `*.safetensors.index.json` lists, all of them present; CheckpointError that names those that are not."""
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index} cannot be read as an index of shards: {error!r}") from None
+    if absent := [name for name in names if not (index.parent / name).is_file()]:
+        raise CheckpointError(f"{index.parent} has no {', '.join(absent)}, which {index.name} lists")
+    return tuple(index.parent / name for name in names)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How the names and shapes of a file compare with those of a network; unused buffers count on neither side.
+
+    misshaped holds (name, shape in the file, shape in the network).
+    """
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    misshaped: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.misshaped)
+
+    def __str__(self) -> str:
+        shapes = [f"{name} {given} instead of {wanted}" for name, given, wanted in self.misshaped]
+        parts = (_named("missing", self.missing), _named("unexpected", self.unexpected), _named("mis-shaped", shapes))
+        return "; ".join(filter(None, parts))
+
+
+def compare(given: Mapping[str, tuple[int, ...]], module: nn.Module) -> Comparison:
+    """Names and shapes of a file against those of a module, which may stand on the meta device."""
+    wanted = {name: tuple(t.shape) for name, t in module.state_dict().items() if not is_unused(name)}
+    given = {name: shape for name, shape in given.items() if not is_unused(name)}
+    return Comparison(
+        tuple(sorted(set(wanted) - set(given))),
+        tuple(sorted(set(given) - set(wanted))),
+        tuple((name, given[name], wanted[name]) for name in sorted(set(wanted) & set(given)) if given[name] != wanted[name]),
+    )
+
+
+def load(module: nn.Module, files: WeightFiles, dtype: torch.dtype, device: str | torch.device) -> None:
+    """Fill a module, which may stand on the meta device, from files, one tensor at a time: the peak is the module and one tensor.
+
+    CheckpointError, before any weight is read, that names every key that does not fit.
+    """
+    outline = files.outline()
+    if difference := compare({name: shape for name, (shape, _) in outline.items()}, module):
+        raise CheckpointError(f"{files} does not fit its configuration: {difference}")
+    read = files.tensors(lambda name: not is_unused(name))
+    _assign(module, {name: t.to(device, dtype if t.is_floating_point() else t.dtype) for name, t in read})
+
+
+def fill(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+    """Put `tensors` in place of the module's; CheckpointError that names every key of `source` that does not fit."""
+    if difference := compare({name: tuple(t.shape) for name, t in tensors.items()}, module):
+        raise CheckpointError(f"{source} does not fit its configuration: {difference}")
+    _assign(module, {name: t for name, t in tensors.items() if not is_unused(name)})
+
+
+def _assign(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    like = next(iter(tensors.values()), torch.empty(0))
+    unused = {name: t for name, t in module.state_dict().items() if is_unused(name)}
+    blanks = {name: torch.zeros(t.shape, dtype=like.dtype, device=like.device) for name, t in unused.items()}
+    module.load_state_dict({**tensors, **blanks}, assign=True)
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside, then rename: a run that is cut off leaves the old file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    write(part)
+    part.replace(path)
+
+
+def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
+    for old, new in prefixes.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
+def _named(what: str, names: Iterable[str], shown: int = 8) -> str:
+    names = tuple(names)
+    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"{what} {', '.join(names[:shown])}{rest}" if names else ""
