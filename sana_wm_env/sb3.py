@@ -1,10 +1,11 @@
 """Stable-Baselines3 on Gymnasium's vector environments, which it does not take by itself. Needs the extra `rl`.
 
+    import gymnasium as gym
     from stable_baselines3 import PPO
     from stable_baselines3.common.vec_env import VecMonitor
     from sana_wm_env.sb3 import SB3VecEnv
 
-    worlds = gym.make_vec("SanaWM-v0", num_envs=4, obs_mode="last", autoreset_mode=AutoresetMode.SAME_STEP)
+    worlds = gym.make_vec("SanaWM-v0", num_envs=4, obs_mode="last", autoreset_mode="SameStep")
     PPO("CnnPolicy", VecMonitor(SB3VecEnv(worlds))).learn(10_000)
 
 A single environment needs no adapter: `PPO("CnnPolicy", gym.make("SanaWM-v0", obs_mode="last"))`.
@@ -39,8 +40,8 @@ class SB3VecEnv(VecEnv):
     `info["TimeLimit.truncated"]` says whether it was only cut short. What the reset said is in `reset_infos`. Wrap in SB3's `VecMonitor`
     for episode returns in its logs.
 
-    Attributes and methods are those of each sub-environment where there are some (`SyncVectorEnv`, `AsyncVectorEnv`), otherwise those
-    of the vector environment, which all slots share.
+    Attributes and methods are those of each slot where slots have their own (`SanaWMVectorEnv`, `SyncVectorEnv`, `AsyncVectorEnv`),
+    otherwise those of the vector environment, which all slots share.
 
     Args:
         env: the vector environment. It must reset finished slots within the same step, because SB3 takes the observation after a
@@ -54,8 +55,8 @@ class SB3VecEnv(VecEnv):
         if (mode := env.metadata.get("autoreset_mode")) != AutoresetMode.SAME_STEP:
             raise ValueError(
                 f"got a vector environment with autoreset_mode={mode}; Stable-Baselines3 wants AutoresetMode.SAME_STEP: "
-                "gym.make_vec(..., autoreset_mode=AutoresetMode.SAME_STEP), or vector_kwargs={'autoreset_mode': AutoresetMode.SAME_STEP} "
-                "with vectorization_mode='sync' or 'async'"
+                "gym.make_vec(..., autoreset_mode='SameStep') for the worlds of this package, otherwise "
+                "vector_kwargs={'autoreset_mode': AutoresetMode.SAME_STEP} with vectorization_mode='sync' or 'async'"
             )
         check_observation_space(env.single_observation_space)
         self.env, self._listing = env, DictInfoToList(env)
@@ -71,7 +72,10 @@ class SB3VecEnv(VecEnv):
         return deepcopy(obs)
 
     def set_options(self, options: list[dict] | dict | None = None) -> None:
-        """Announces the options of the next reset: one dict for all slots, because Gymnasium's vector environments take one."""
+        """Announces the options of the next reset: one dict, because Gymnasium's vector environments take one.
+
+        It is for all slots; `SanaWMVectorEnv` finds those of each slot in its entry `per_slot`.
+        """
         if isinstance(options, list):
             raise ValueError("got a list of options; wanted one dict: Gymnasium resets all slots of a vector environment with the same")
         super().set_options(options)
@@ -122,9 +126,9 @@ class SB3VecEnv(VecEnv):
     def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any) -> list[Any]:
         """What the method returns in each slot."""
         inner: Any = self.env.unwrapped
-        slots = list(self._get_indices(indices))
-        if hasattr(inner, "envs"):
-            return [inner.envs[slot].get_wrapper_attr(method_name)(*method_args, **method_kwargs) for slot in slots]
+        slots, envs = list(self._get_indices(indices)), self._envs()
+        if envs is not None:
+            return [envs[slot].get_wrapper_attr(method_name)(*method_args, **method_kwargs) for slot in slots]
         self._require_all(slots, f"call {method_name!r}")
         if hasattr(inner, "call"):
             return list(inner.call(method_name, *method_args, **method_kwargs))
@@ -132,8 +136,13 @@ class SB3VecEnv(VecEnv):
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """Whether each slot is wrapped in that class, as far as slots can be looked into."""
-        envs = getattr(self.env.unwrapped, "envs", None)
+        envs = self._envs()
         return [envs is not None and is_wrapped(envs[slot], wrapper_class) for slot in self._get_indices(indices)]
+
+    def _envs(self) -> Sequence[gym.Env] | None:
+        """The environments of the slots, where they are in this process."""
+        inner: Any = self.env.unwrapped
+        return getattr(inner, "envs", getattr(inner, "slots", None))
 
     def _require_all(self, slots: list[int], wish: str) -> None:
         if slots != list(range(self.num_envs)):

@@ -17,9 +17,16 @@ def run(code: str, cwd: Path) -> str:
 
 
 def test_import_is_light(tmp_path):
-    heavy = ("torch", "diffusers", "transformers", "triton", "scipy", "av")
+    heavy = ("torch", "diffusers", "transformers", "triton", "scipy", "av", "stable_baselines3", "minari", "h5py")
     code = f"import sys, sana_wm_env, gymnasium; print([m for m in {heavy} if m in sys.modules], 'SanaWM-v0' in gymnasium.registry)"
     assert run(code, tmp_path) == "[] True"
+
+
+def test_public_names_want_no_extra(tmp_path):
+    """What needs one lies in a module that is imported by name: sana_wm_env.sb3, sana_wm_env.minari."""
+    extras = ("stable_baselines3", "minari", "h5py", "tensorboard", "webdataset", "matplotlib")
+    code = f"import sys; sys.modules.update(dict.fromkeys({extras})); from sana_wm_env import *; print(SanaWMEnv.__name__)"
+    assert run(code, tmp_path) == "SanaWMEnv"
 
 
 def test_import_beside_foreign_modules_of_the_same_names(tmp_path):

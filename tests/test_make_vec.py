@@ -49,6 +49,7 @@ class ByHand:
 
 
 def assert_same(got, wanted):
+    """Equal to the last bit."""
     if isinstance(wanted, dict):
         assert got.keys() == wanted.keys()
         for key in wanted:
