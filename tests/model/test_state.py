@@ -43,7 +43,7 @@ def begin(world: WorldModel, batch: int) -> WorldState:
 
 
 def go_on(world: WorldModel, state: WorldState, chunks: int = 1) -> tuple[torch.Tensor, WorldState]:
-    path = paths(25, len(state))[:, 1:]
+    path = paths(25)[:, 1:]  # the same for every row
     frames = []
     for _ in range(chunks):
         new, state = world.step(state, state.c2w[:, None] @ path)
