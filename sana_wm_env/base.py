@@ -155,7 +155,7 @@ class CameraEnv(gym.Env[Observation, NDArray[np.float32]]):
             shown = self._observation(frames, episode), self._info(episode, c2w, 1)
         except (KeyError, IndexError) as error:
             kept = ", ".join(sorted(episode.goal)) or "nothing"
-            raise ValueError(f"got a session whose task keeps {kept}; this one needs {error}: wanted a session of the same task") from None
+            raise ValueError(f"got a session whose task keeps {kept}; this one needs {error}: wanted a session of the same task") from error
         self._episode, self._unseen = episode, []
         self._keep_for_render(frames[-1:])
         return shown

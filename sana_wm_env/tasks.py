@@ -50,7 +50,7 @@ class Moment(NamedTuple):
     Attributes:
         before: (4, 4) pose at the end of the chunk before.
         c2w: (24, 4, 4) poses of the new frames.
-        frames: uint8 (24, H, W, 3), the new frames; not to be written to.
+        frames: uint8 (24, H, W, 3), the new frames; not to be written to. A planner leaves them out for a task without `uses_frames`.
         chunk_index: chunks since the reset, this one included: 1 at the first step.
         action: the action, as it was given.
     """

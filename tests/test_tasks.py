@@ -15,7 +15,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 import sana_wm_env
 from sana_wm_env.camera import step_twists, twist_path
-from sana_wm_env.observations import REACH_M, pose_space, pose_vector
+from sana_wm_env.observations import pose_space, pose_vector
 from sana_wm_env.rooms.env import held_out_room, open_room, stands_clear
 from sana_wm_env.tasks import FollowTask, Goal, GoalTask, Moment, Opening, Task, Verdict, draw_walk, pose_gap, walk_path
 
@@ -252,6 +252,47 @@ def test_looking_along_the_hidden_path_does_not_move_the_episode(world):
     assert (free.step(FORWARD)[0] == goal.step(FORWARD)[0]).all()
 
 
+def test_a_saved_session_keeps_its_goal():
+    env = make("SanaWM-Goal-v0")
+    env.reset(seed=6)
+    env.step(FORWARD)
+    state = env.unwrapped.save_state()
+    wanted = env.step(FORWARD)
+    env.reset(seed=7)
+    obs, info = env.unwrapped.restore_state(state)
+    got = env.step(FORWARD)
+    assert (obs["goal_image"] == wanted[0]["goal_image"]).all() and (info["goal_c2w"] == wanted[4]["goal_c2w"]).all()
+    assert got[1] == wanted[1] != 0 and all((got[0][key] == wanted[0][key]).all() for key in obs)
+    free = make("SanaWM-v0").unwrapped
+    free.reset(seed=6)
+    with pytest.raises(ValueError, match="keeps nothing; this one needs 'goal_"):
+        env.unwrapped.restore_state(free.save_state())
+    assert env.step(STILL)[1] == 0.0  # and goes on
+
+
+def test_imagined_rewards_are_those_of_the_steps():
+    env = make("SanaWM-Goal-v0")
+    env.reset(seed=6)
+    walk = np.float32(goal_of(env)["twists"] / LIMITS)
+    imagined = env.unwrapped.imagine(np.stack([walk, np.zeros_like(walk)]), decode="latents")
+    steps = [env.step(action) for action in walk]
+    assert imagined.rewards[0].tolist() == [step[1] for step in steps] and (imagined.rewards[1] == 0).all()
+    assert imagined.terminated[0].tolist() == [False, False, True] and not imagined.terminated[1].any()
+
+
+def test_slots_have_goals_of_their_own():
+    vector, single = gym.make_vec("SanaWM-Goal-v0", num_envs=2), make("SanaWM-Goal-v0")
+    obs, infos = vector.reset(seed=[3, 1])
+    twists = []
+    for slot, seed in enumerate((3, 1)):
+        alone, info = single.reset(seed=seed)
+        assert (obs["goal_pose"][slot] == alone["goal_pose"]).all() and (infos["goal_c2w"][slot] == info["goal_c2w"]).all()
+        twists.append(goal_of(single)["twists"][0])
+    _, rewards, terminated, _, infos = vector.step(np.float32([twists[0] / LIMITS, STILL]))
+    assert terminated.tolist() == infos["is_success"].tolist() == [True, False] and rewards[0] > 1 and rewards[1] == 0
+    vector.close()
+
+
 # The follow task
 
 
@@ -355,20 +396,6 @@ def test_a_task_must_judge():
     with pytest.raises(TypeError, match="judge"):
         Unfinished()
     assert sana_wm_env.Task is Task
-
-
-# Poses as numbers
-
-
-def test_pose_vector_is_position_and_two_axes_within_its_space():
-    pose = twist_path([1, 2, 3, 0.3, -0.2, 0.1])[-1]
-    vector = pose_vector(pose)
-    np.testing.assert_allclose(vector, np.concatenate([pose[:3, 3], pose[:3, 0], pose[:3, 1]]), rtol=1e-6)
-    far = pose.copy()
-    far[:3, 3] = 1e9
-    far[:3, :2] *= 1 + 1e-7
-    assert pose_vector(far) in pose_space() and pose_vector(far)[0] == REACH_M
-    assert pose_vector(np.stack([pose, far])).shape == (2, 9)
 
 
 def test_pose_gap():
