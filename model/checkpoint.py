@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
+from shutil import copyfile
 from typing import Literal
 
 import torch
@@ -98,9 +99,11 @@ def save_world(
 def convert(source: Folder, target: Path, config: WorldConfig, layout: Target) -> None:
     """Write the transformer of a folder under the names and in the place of another layout. Values and dtypes stay as they are.
 
-    Only the transformer and the settings are written; the other parts of a published checkpoint are the same in every layout.
+    A bundled autoencoder goes with it. The other parts of a published checkpoint are the same in every layout and stay where they are.
     """
     write_transformer(target, source.transformer.tensors(), layout)
+    if (source.path / AUTOENCODER).is_file():
+        write_whole(target / AUTOENCODER, lambda path: copyfile(source.path / AUTOENCODER, path))
     write_config(target, config, layout)
 
 

@@ -119,11 +119,11 @@ class _Pickle:
             held = torch.load(self.path, map_location="cpu", mmap=zipfile.is_zipfile(self.path), weights_only=True)
         except pickle.UnpicklingError as error:
             raise CheckpointError(
-                f"{self.path} holds more than tensors and is not opened, because that would run its code "
-                f"({str(error).splitlines()[0]}); convert it to safetensors where you trust it"
+                f"{self.path} is damaged or holds more than tensors ({_first_line(error)}); it is not opened further, because that "
+                "could run code: convert it to safetensors where you trust it"
             ) from None
         except (OSError, EOFError, RuntimeError) as error:
-            raise CheckpointError(f"{self.path} cannot be read as a torch checkpoint: {str(error).splitlines()[0]}") from None
+            raise CheckpointError(f"{self.path} cannot be read as a torch checkpoint: {_first_line(error)}") from None
         for wrapping in ("generator", "state_dict"):
             if isinstance(held, Mapping) and isinstance(held.get(wrapping), Mapping):
                 held = held[wrapping]
@@ -210,6 +210,10 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     part = path.with_name(path.name + ".part")
     write(part)
     part.replace(path)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _renamed(name: str, prefixes: Mapping[str, str]) -> str:

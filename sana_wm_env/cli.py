@@ -64,6 +64,14 @@ COMMANDS: dict[str, Command | Group] = {
             "pack": Command("Write the trained weights as a world folder.", "train.pack:pack"),
         },
     ),
+    "checkpoint": Group(
+        "Weights in files: the names they must have, what they hold, other layouts.",
+        {
+            "keys": Command("Names and shapes that a checkpoint of a preset has.", "checkpoint:keys"),
+            "inspect": Command("What a checkpoint holds, and whether it fits the network.", "checkpoint:inspect"),
+            "convert": Command("The same weights in another layout.", "checkpoint:convert_command"),
+        },
+    ),
     "parity": Command("Run a network on golden files and compare every number; exit 1 above tolerance.", "cli:parity"),
 }
 
