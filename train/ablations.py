@@ -177,7 +177,9 @@ def sampling_rows(config: AblationsConfig) -> Iterator[tuple[str, str, list[floa
 
 def _psnr(world: WorldModel, episodes: int, chunks: int) -> np.ndarray:
     """(episodes, chunks) on held-out rooms."""
-    return measure(world, plan(episodes, chunks, seed=3000)).figures["world", "psnr_db"]
+    asked = plan(episodes, chunks, seed=3000)
+    asked = replace(asked, drives={"world": asked.drives["world"]})
+    return measure(world, asked).figures["world", "psnr_db"]
 
 
 def table(results: dict[str, list[dict]], sampled: dict[str, tuple[str, list[float]]]) -> str:

@@ -73,7 +73,8 @@ class Plan:
         seeds: N room seeds.
         scenes: N rooms.
         path: (N, 1 + 24K, 4, 4) camera-to-world in each room's frame.
-        drives: for each of `DRIVEN` the poses that the model is given, (N, K, 24, 4, 4) relative to the first frame.
+        drives: for each of `DRIVEN`, or for those of interest, the poses that the model is given, (N, K, 24, 4, 4) relative to the first
+            frame.
     """
 
     seeds: list[int]
@@ -90,7 +91,7 @@ class Measured:
     """What came out, per episode and chunk.
 
     Attributes:
-        figures: (condition, figure of `FIGURES`) -> (N, K) means over the frames of a chunk; NaN where nothing was measurable.
+        figures: (condition, figure of `FIGURES`) -> (N, K) means over the frames of a chunk; NaN where nothing was measured.
         contrast: "world" and "truth" -> (N, K) standard deviation of a frame's grey values, mean over frames.
         visible_share: (N, K) share of true pixels that the first frame shows too.
         tiles: rows of pictures for the contact sheet.
@@ -139,7 +140,7 @@ def imagine(world: WorldModel, batch: Plan) -> Iterator[tuple[dict[str, Tensor],
     The true video of the batch is held in memory, imagined frames one chunk at a time.
 
     Yields:
-        frames of each of `CONDITIONS`, uint8 (B, F, H, W, 3); the truth of the chunk; bool (B, F, H, W) visible in the first
+        frames of each of `CONDITIONS` that there is a drive for, uint8 (B, F, H, W, 3); the truth of the chunk; bool (B, F, H, W) visible in the first
         frame; whether all carried states are finite.
     """
     size = world.config.image_size
@@ -148,12 +149,12 @@ def imagine(world: WorldModel, batch: Plan) -> Iterator[tuple[dict[str, Tensor],
     rebuilt = reconstruct(world, truth.rgb)
     first = truth.rgb[:, 0]
     generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
-    states = dict.fromkeys(DRIVEN, world.start(first, intrinsics, batch.scenes.captions, generators))
+    states = dict.fromkeys(batch.drives, world.start(first, intrinsics, batch.scenes.captions, generators))
     for k in range(batch.drives["world"].shape[1]):
         now = slice(1 + CHUNK_FRAMES * k, 1 + CHUNK_FRAMES * (k + 1))
         frames = {"autoencoder": rebuilt[:, now], "still": first[:, None].expand(-1, CHUNK_FRAMES, -1, -1, -1)}
-        for name in DRIVEN:
-            frames[name], states[name] = world.step(states[name], batch.drives[name][:, k])
+        for name, drive in batch.drives.items():
+            frames[name], states[name] = world.step(states[name], drive[:, k])
         visible = metrics.visible_in_first(truth.depth_m[:, now], batch.path[:, now], truth.depth_m[:, 0], batch.path[:, 0], intrinsics)
         finite = all(bool(t.isfinite().all()) for state in states.values() for t in tensors_of(state))
         yield frames, Render(truth.rgb[:, now], truth.depth_m[:, now]), visible, finite
@@ -189,8 +190,8 @@ def measure(world: WorldModel, episodes: Plan, batch: int = 8) -> Measured:
             rows = slice(start, min(start + batch, n))
             for k, (frames, truth, visible, good) in enumerate(imagine(world, episodes[rows])):
                 moved = (frames["still"] != truth.rgb).flatten(2).any(-1)  # (B, F)
-                for condition in CONDITIONS:
-                    for figure, value in compare(frames[condition], truth.rgb, visible, moved).items():
+                for condition, video in frames.items():
+                    for figure, value in compare(video, truth.rgb, visible, moved).items():
                         figures[condition, figure][rows, k] = value
                 for name, video in (("world", frames["world"]), ("truth", truth.rgb)):
                     contrast[name][rows, k] = metrics.contrast(video).mean(1).cpu()
