@@ -140,8 +140,8 @@ def imagine(world: WorldModel, batch: Plan) -> Iterator[tuple[dict[str, Tensor],
     The true video of the batch is held in memory, imagined frames one chunk at a time.
 
     Yields:
-        frames of each of `CONDITIONS` that there is a drive for, uint8 (B, F, H, W, 3); the truth of the chunk; bool (B, F, H, W) visible in the first
-        frame; whether all carried states are finite.
+        frames of each of `CONDITIONS` that there is a drive for, uint8 (B, F, H, W, 3); the truth of the chunk; bool (B, F, H, W) visible
+        in the first frame; whether all carried states are finite.
     """
     size = world.config.image_size
     intrinsics = torch.tensor(default_intrinsics(size)).expand(len(batch.seeds), 4)
