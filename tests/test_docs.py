@@ -53,8 +53,8 @@ def env_class(request):
 
 def test_headings_in_farama_s_order(env_class):
     page = Page(env_class)
-    assert list(page.texts) == HEADINGS
-    assert all(page.texts[heading] or page.tables[heading] for heading in HEADINGS)
+    assert [heading for heading in page.texts if heading in HEADINGS] == HEADINGS  # a page may have more of its own in between
+    assert all(page.texts[heading] or page.tables[heading] for heading in page.texts)
 
 
 def test_tables_render(env_class):
