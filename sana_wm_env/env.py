@@ -113,6 +113,7 @@ class SanaWMEnv(SessionEnv, gym.utils.EzPickle):
     | `image`      | uint8 (H0, W0, 3) or path | the first frame; scaled to cover the observed size, then centre-cropped   |
     | `intrinsics` | (4,) or (3, 3)            | fx, fy, cx, cy in pixels of that image; needed with `image`               |
     | `prompt`     | str                       | describes the scene, not the camera                                       |
+    | `state`      | `WorldState`              | a saved session to go on with; no other option beside it                  |
 
     An unknown option is refused, and so is anything malformed, before anything changes.
 
@@ -139,10 +140,7 @@ class SanaWMEnv(SessionEnv, gym.utils.EzPickle):
     `gymnasium.make_vec("SanaWM-v0", num_envs=4)` makes a `SanaWMVectorEnv`: one copy of the weights, one batched forward per step, any
     autoreset mode (`autoreset_mode="SameStep"`), `reset(options={"reset_mask": mask, "per_slot": [...]})`.
 
-    ## Sessions
-
-    `save_state()` and `restore_state(state)`, `fork(n)`, `imagine(actions)`: on `env.unwrapped`. States are values that can be kept in
-    files: `state.save(path)`, `sana_wm_env.WorldState.load(path)`.
+    `env.unwrapped` has `save_state`, `restore_state`, `fork(n)` and `imagine(actions)`; `sana_wm_env.WorldState` and `restore` belong to them.
 
     ## Version History
 
@@ -153,7 +151,7 @@ class SanaWMEnv(SessionEnv, gym.utils.EzPickle):
     SANA-WM, arXiv:2605.15178.
     """
 
-    reset_options = ("image", "intrinsics", "prompt")
+    reset_options = ("image", "intrinsics", "prompt", "state")
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.wrappers import OrderEnforcing, TimeLimit
+from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 
 from sana_wm_env.model.state import concatenate
@@ -45,19 +45,17 @@ class Imagined(NamedTuple):
     terminated: NDArray[np.bool_]
 
 
-def restore(env: gym.Env[Any, Any], state: WorldState) -> tuple[Observation, dict[str, Any]]:
-    """`restore_state` for an environment that `gymnasium.make` wrapped: sets the step counter of `TimeLimit` too.
+def restore(env: gym.Env[Any, Any], state: WorldState) -> tuple[Any, dict[str, Any]]:
+    """Goes on from a saved session through all wrappers: `env.reset(options={"state": state})` with the step counter set.
 
-    That counter belongs to the wrapper and not to the session, so `env.unwrapped.restore_state` leaves it where it is; here it
-    becomes `info["chunk_index"]`. Returns what the innermost environment returns, which other wrappers have not seen.
+    That counter belongs to `TimeLimit`, which `gymnasium.make` adds, and not to the session: a reset alone sets it to 0, and
+    `env.unwrapped.restore_state` leaves it. Here it becomes `info["chunk_index"]`.
     """
-    obs, info = env.unwrapped.restore_state(state)  # type: ignore[attr-defined]
+    obs, info = env.reset(options={"state": state})
     layer = env
     while isinstance(layer, gym.Wrapper):
         if isinstance(layer, TimeLimit):
             layer._elapsed_steps = info["chunk_index"]
-        if isinstance(layer, OrderEnforcing):
-            layer._has_reset = True
         layer = layer.env
     return obs, info
 
@@ -180,7 +178,7 @@ class SessionEnv(CameraEnv):
         Raises:
             ValueError: more than one session, another world, or another task; the running episode stays.
         """
-        return self._continue(self._restored(state))
+        return self._begin(self._checked({"state": state}), None)
 
     def fork(self, n: int, *, independent_noise: bool = False, max_episode_steps: int | None = None) -> "SanaWMVectorEnv":
         """Environments that go on from the present of this one, which stays as it is. Nothing is copied until they move.
@@ -201,7 +199,7 @@ class SessionEnv(CameraEnv):
         vector = SanaWMVectorEnv(n, template=self, max_episode_steps=max_episode_steps, autoreset_mode="Disabled")
         for slot, generator in zip(vector.slots, deepcopy(self.np_random).spawn(n), strict=True):
             slot.np_random = generator
-        vector.restore_state([state[i] for i in range(n)])
+        vector.restore_state([state[i] for i in range(n)])  # views of one session
         return vector
 
     def imagine(self, actions: Any, *, decode: Decode = "latents", memory_mib: float = 1024, independent_noise: bool = False) -> Imagined:
@@ -240,10 +238,18 @@ class SessionEnv(CameraEnv):
         shown = np.concatenate([part for part in frames if part is not None]) if decode != "latents" else None
         return Imagined(np.concatenate(latents), shown, *(np.concatenate(column) for column in (c2w, rewards, terminated)))
 
-    def _restored(self, state: WorldState) -> Episode:
-        """The episode that a saved session is, or ValueError. Changes nothing."""
+    def _checked(self, options: dict[str, Any] | None) -> Any:
+        given = self._known(options)
+        if given.get("state") is None:
+            return super()._checked(options)
         self._require_open()
-        return episode_of(state, self.model)
+        if others := sorted(given.keys() - {"state"}):
+            raise ValueError(f"got the option {others[0]!r} beside a state, which has its own; wanted one or the other")
+        return episode_of(given["state"], self.model)
 
-    def _continue(self, episode: Episode) -> tuple[Observation, dict[str, Any]]:
-        return self._resume(episode, *newest_frame(episode))
+    def _begin(self, prepared: Any, seed: int | None) -> tuple[Observation, dict[str, Any]]:
+        if not isinstance(prepared, Episode):
+            return super()._begin(prepared, seed)
+        if seed is not None:
+            gym.Env.reset(self, seed=seed)
+        return self._resume(prepared, *newest_frame(prepared))

@@ -95,7 +95,7 @@ class SanaWMVectorEnv(VectorEnv[Any, Any, Any]):
         for i in chosen:
             self._shown[i], info = self.slots[i]._begin(prepared[i], seeds[i])
             infos = self._add_info(infos, info, i)
-        self._elapsed[chosen], self._ended[chosen] = 0, False
+            self._elapsed[i], self._ended[i] = info["chunk_index"], False  # more than 0 for a restored session
         return self._observations(), infos
 
     def step(self, actions: Any) -> tuple[Any, NDArray[np.float64], Flags, Flags, dict[str, Any]]:
@@ -150,18 +150,11 @@ class SanaWMVectorEnv(VectorEnv[Any, Any, Any]):
             ValueError: a state of another world, or a wrong number of them; no slot has changed.
         """
         given = [states] if isinstance(states, WorldState) else list(states)
-        chosen = range(self.num_envs) if slot is None else [range(self.num_envs)[slot]]
-        if len(given) != len(chosen):
-            raise ValueError(f"got {len(given)} states; wanted {len(chosen)}, one per slot (a single slot is named by slot=)")
-        for other in self.slots[1:]:
-            other.model = self.slots[0].model
-        episodes = [_of_slot(i, self.slots[i]._restored, state) for i, state in zip(chosen, given, strict=True)]
-        infos: dict[str, Any] = {}
-        for i, episode in zip(chosen, episodes, strict=True):
-            self._shown[i], info = self.slots[i]._continue(episode)
-            self._elapsed[i], self._ended[i] = episode.chunk_index, False
-            infos = self._add_info(infos, info, i)
-        return self._observations(), infos
+        chosen = np.ones(self.num_envs, np.bool_) if slot is None else np.arange(self.num_envs) == range(self.num_envs)[slot]
+        if len(given) != chosen.sum():
+            raise ValueError(f"got {len(given)} states; wanted {chosen.sum()}, one per slot (a single slot is named by slot=)")
+        left = iter(given)
+        return self.reset(options={"reset_mask": chosen, "per_slot": [{"state": next(left)} if one else None for one in chosen]})
 
     def render(self) -> tuple[Any, ...]:
         """What `render` of every slot returns."""
