@@ -54,7 +54,8 @@ class LTX2Autoencoder(nn.Module):
         stride = self.spatial_stride
         if frames % TEMPORAL_STRIDE != 1 or height % stride or width % stride:
             raise ValueError(
-                f"got a video of {frames} frames of {height}x{width}; wanted 8k + 1 frames (1, 9, 17, ...) and both sides multiples of {stride}"
+                f"got a video of {frames} frames of {height}x{width}; wanted 8k + 1 frames (1, 9, 17, ...) and both sides multiples of "
+                f"{stride}"
             )
         # 2C channels: means, then log-variances, which the mode does without
         return self.normalise(self.encoder(video, causal=True).chunk(2, 1)[0])
@@ -72,9 +73,10 @@ class LTX2Autoencoder(nn.Module):
             ValueError: a state of another number of tensors or of another batch.
         """
         if state is not None and (len(state) != self._kept_tensors or len(state[0]) != len(latents)):
+            rows = len(state[0]) if state else 0
             raise ValueError(
-                f"got {len(latents)} rows of latents and a decoder state of {len(state)} tensors with {len(state[0]) if state else 0} rows; "
-                f"wanted the {self._kept_tensors} tensors that the previous decode of the same rows returned"
+                f"got {len(latents)} rows of latents and a decoder state of {len(state)} tensors with {rows} rows; wanted the "
+                f"{self._kept_tensors} tensors that the previous decode of the same rows returned"
             )
         walk, decoder = _Walk(state), self.decoder
         x = walk.convolve(decoder.conv_in, self.denormalise(latents))

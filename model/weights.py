@@ -4,6 +4,7 @@ Native names are NVlabs' own; those of diffusers differ in the time embedding al
 """
 
 import json
+import os
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -205,9 +206,9 @@ def _assign(module: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside, then rename: a run that is cut off leaves the old file whole."""
+    """Write beside, then rename: a run that is cut off leaves the old file whole, and processes may write the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     write(part)
     part.replace(path)
 

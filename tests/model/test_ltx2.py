@@ -123,7 +123,7 @@ def test_bad_input_is_refused(autoencoder):
     with pytest.raises(ValueError, match="multiples of 32"):
         autoencoder.encode(torch.zeros(1, 3, 1, 64, 100))
     _, state = autoencoder.decode(latents(1))
-    with pytest.raises(ValueError, match="decoder state of 44 tensors .* wanted the 45 tensors"):
+    with pytest.raises(ValueError, match=r"decoder state of 44 tensors .* wanted the 45 tensors"):
         autoencoder.decode(latents(3), state[:-1])
     with pytest.raises(ValueError, match="got 2 rows of latents and a decoder state of 45 tensors with 1 rows"):
         autoencoder.decode(latents(3, batch=2), state)
@@ -145,16 +145,17 @@ def test_a_decoder_that_cannot_stream_is_refused(setting, said):
 
 @pytest.mark.slow
 def test_the_published_width_decodes_in_pieces_as_whole():
-    """1.2 billion weights, 2 GB for the decoder in float32; on a grid of 2 x 2."""
-    torch.manual_seed(0)
+    """528 million weights, 2 GB in float32, on a grid of 2 x 2. Run it with -s for the figure."""
     with torch.device("meta"):
         ours = LTX2Autoencoder()
-    decoder = AutoencoderKLLTX2Video().decoder.eval().requires_grad_(False)
-    ours.decoder, ours.encoder = decoder, torch.nn.Identity()
+    decoder = ours.decoder.to_empty(device="cpu").requires_grad_(False)
+    torch.manual_seed(0)
+    for parameter in decoder.parameters():
+        parameter.normal_(std=parameter[0].numel() ** -0.5)  # of a bias: 1
     ours.latents_mean, ours.latents_std = torch.zeros(128), torch.ones(128)
-    x = torch.randn(1, 128, 4, 2, 2)
+    x = torch.randn(1, 128, 3, 2, 2)
     with torch.inference_mode():
         wanted = decoder(x, causal=True)
-        difference = (in_pieces(ours, x, [1, 3]) - wanted).abs().max()
+        difference = (in_pieces(ours, x, [1, 2]) - wanted).abs().max()
     print(f"largest difference {difference:.2e} of pixels with std {wanted.std():.3f}")
-    assert difference <= 1e-4
+    assert difference <= 1e-4 * wanted.std()
