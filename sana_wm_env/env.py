@@ -140,7 +140,7 @@ class SanaWMEnv(SessionEnv, gym.utils.EzPickle):
     `gymnasium.make_vec("SanaWM-v0", num_envs=4)` makes a `SanaWMVectorEnv`: one copy of the weights, one batched forward per step, any
     autoreset mode (`autoreset_mode="SameStep"`), `reset(options={"reset_mask": mask, "per_slot": [...]})`.
 
-    `env.unwrapped` has `save_state`, `restore_state`, `fork(n)` and `imagine(actions)`; `sana_wm_env.WorldState` and `restore` belong to them.
+    `env.unwrapped` has `save_state`, `restore_state`, `fork(n)`, `imagine(actions)`: see `sana_wm_env.WorldState` and `restore`.
 
     ## Version History
 
