@@ -87,9 +87,11 @@ class Autoencoder(nn.Module):
     The normalisation (`latents_mean`, `latents_std`, as in the LTX-2 autoencoder) is measured after training, see `fit_normalisation`.
     """
 
+    spatial_stride = SPATIAL_STRIDE
+
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
-        self.config = config
+        self.config, self.latent_channels = config, config.latent_channels
         self.encoder, self.decoder = Encoder(config), Decoder(config)
         self.register_buffer("latents_mean", torch.zeros(config.latent_channels))
         self.register_buffer("latents_std", torch.ones(config.latent_channels))
@@ -117,7 +119,9 @@ class Autoencoder(nn.Module):
         before = raw[:, 0] if state is None else self.denormalise(state[0][:, None])[:, 0]
         groups = self.decode_groups(raw, torch.cat([before[:, None], raw[:, :-1]], 1))
         video = ungroup(groups)
-        return video if state is not None else video[:, :, TEMPORAL_STRIDE - 1 :], DecoderState(latents[:, :, -1])
+        return video if state is not None else video[:, :, TEMPORAL_STRIDE - 1 :], DecoderState(
+            latents[:, :, -1].clone()
+        )  # a view would keep them all
 
     def encode_groups(self, groups: Tensor) -> Tensor:
         """(B, T, 24, H, W) -> raw latents (B, T, C, h, w)."""

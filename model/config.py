@@ -107,7 +107,8 @@ class WorldConfig:
     """A world: the network, what turns images and words into its inputs, and what an environment has to know.
 
     image_size, grid          (height, width) in pixels and in latent cells
-    autoencoder, text         settings of `AutoencoderConfig` and `TextEncoderConfig`
+    autoencoder               settings of the autoencoder, and its `kind`: "bundled" (AutoencoderConfig; if none is named) or "ltx2"
+    text                      settings of the text encoder, and its `kind`: "hash" (TextEncoderConfig; if none is named) or "gemma2"
     sigmas                    noise levels of the streaming sampler, from 1 to 0
     max_translation_m, max_rotation_rad   length of the largest twist per chunk that the world was trained on
     first_frames              source of first frames: "rooms", or None if the user has to bring an image

@@ -97,7 +97,15 @@ def read_config(path: Path) -> WorldConfig:
 
 def published_world(name: str, network: TransformerConfig) -> WorldConfig:
     """What goes with the published transformers: LTX-2 autoencoder, Gemma-2 text encoder, 720p, a user's own first frame."""
-    return WorldConfig(name=name, transformer=network, autoencoder={}, text={}, image_size=(704, 1280), grid=(22, 40), max_rotation_rad=0.5)
+    return WorldConfig(
+        name=name,
+        transformer=network,
+        autoencoder={"kind": "ltx2"},
+        text={"kind": "gemma2"},
+        image_size=(704, 1280),
+        grid=(22, 40),
+        max_rotation_rad=0.5,
+    )
 
 
 def from_diffusers(values: Mapping[str, Any]) -> TransformerConfig:

@@ -5,6 +5,7 @@ A `WorldModel` owns weights and nothing else. What a session is lies in the immu
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .autoencoder import SPATIAL_STRIDE, Autoencoder, AutoencoderConfig
 from .cameras import STRIDE, camera_inputs
-from .checkpoint import AUTOENCODER, CheckpointError, load_config, load_transformer, load_weights, resolve_world
+from .checkpoint import CheckpointError, load_config, load_transformer, resolve_world
 from .config import WorldConfig
+from .parts import AnyAutoencoder, AnyTextEncoder, open_autoencoder, open_text_encoder
 from .sampler import sample_chunk
 from .state import WorldState as WorldState
-from .text import TextEncoder, TextEncoderConfig
 from .transformer import Transformer
 
 
@@ -28,27 +28,48 @@ class WorldModel:
     One step imagines one chunk: `latents_per_step` latent frames, `frames_per_step` RGB frames.
     """
 
-    def __init__(self, config: WorldConfig, transformer: Transformer, autoencoder: Autoencoder, text_encoder: TextEncoder) -> None:
+    def __init__(self, config: WorldConfig, transformer: Transformer, autoencoder: AnyAutoencoder, text_encoder: AnyTextEncoder) -> None:
         self.config = config
         self.transformer = transformer.eval().requires_grad_(False)
         self.autoencoder = autoencoder.eval().requires_grad_(False)
         self.text_encoder = text_encoder
 
     @classmethod
-    def load(cls, world: str | Path = "rooms", device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> "WorldModel":
-        """Load a bundled world by name or a local one by folder; CheckpointError that says what is wrong otherwise."""
+    def load(
+        cls,
+        world: str | Path = "rooms",
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        offload: Mapping[str, str] | None = None,
+    ) -> "WorldModel":
+        """Load a bundled world by name, a local one by folder, or a downloaded one by repository.
+
+        Args:
+            world: which one, see `resolve_world`.
+            device: where the transformer runs, and whatever `offload` does not name.
+            dtype: of all weights.
+            offload: another device for "autoencoder" or "text", such as {"autoencoder": "cuda:1", "text": "cpu"}; "text": "release" runs
+                the text encoder on `device` and frees its memory after every start.
+
+        Raises:
+            CheckpointError: something is missing or does not fit; it says what, before any weight is read where it can.
+            ImportError: the world needs diffusers or transformers, and they are not installed.
+            ValueError: `offload` names something else.
+        """
+        places = {"autoencoder": str(device), "text": str(device), **(offload or {})}
+        if set(places) != {"autoencoder", "text"} or places["autoencoder"] == "release":
+            raise ValueError(f"got offload={offload!r}; wanted a device for 'autoencoder' or 'text', or 'text': 'release'")
+        release = places["text"] == "release"
         folder = resolve_world(world)
         config = load_config(folder)
         try:
-            with torch.device("meta"):
-                autoencoder = Autoencoder(AutoencoderConfig(**config.autoencoder))
-            text_encoder = TextEncoder(TextEncoderConfig(**config.text))
-            _check_fit(config, autoencoder, text_encoder)
+            text_encoder = open_text_encoder(folder, config, dtype, device if release else places["text"], keep=not release)
+            autoencoder = open_autoencoder(folder, config, dtype, places["autoencoder"])
+        except CheckpointError:
+            raise
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
-        transformer = load_transformer(folder, config, dtype, device)
-        load_weights(autoencoder, folder / AUTOENCODER, dtype, device)
-        return cls(config, transformer, autoencoder, text_encoder)
+        return cls(config, load_transformer(folder, config, dtype, device), autoencoder, text_encoder)
 
     @property
     def device(self) -> torch.device:
@@ -84,7 +105,8 @@ class WorldModel:
                 f"got a state of the world {theirs[0]!r} with weights {theirs[1][:12]}; this is {ours[0]!r} with weights {ours[1][:12]}: "
                 "load the world that the state was saved in"
             )
-        return replace(state.map(lambda t: t.to(self.device)), generators=state.generators.cpu())
+        decoder = tuple(t.to(self.autoencoder.latents_mean.device) for t in state.decoder)
+        return replace(state.map(lambda t: t.to(self.device)), decoder=decoder, generators=state.generators.cpu())
 
     @torch.inference_mode()
     def start(self, images: Tensor, intrinsics_px: Tensor, prompts: list[str], generators: list[torch.Generator]) -> WorldState:
@@ -108,13 +130,13 @@ class WorldModel:
                 f"wanted ({batch}, 4), {batch}, {batch}"
             )
         # (B, H, W, 3) -> (B, 3, 1, H, W)
-        video = images.to(self.device).permute(0, 3, 1, 2)[:, :, None].to(self.transformer.dtype) / 127.5 - 1
-        image_latent = self.autoencoder.encode(video)
+        video = images.permute(0, 3, 1, 2)[:, :, None].to(self.autoencoder.latents_mean.device) / 127.5 - 1
+        image_latent = self.autoencoder.encode(video.to(self.autoencoder.latents_mean.dtype))
         _, decoder = self.autoencoder.decode(image_latent)
         features, mask = self.text_encoder.encode(list(prompts))
         return WorldState(
             transformer=None,
-            image_latent=image_latent.float(),
+            image_latent=image_latent.to(self.device, torch.float32),
             decoder=decoder,
             text=self.transformer.text_context(features.to(self.device), mask.to(self.device)),
             intrinsics_px=intrinsics_px.to(self.device, torch.float64),
@@ -142,11 +164,11 @@ class WorldModel:
     @torch.inference_mode()
     def decode(self, latents: Tensor, state: WorldState) -> tuple[Tensor, WorldState]:
         """The second half of `step`: frames of the latents that `generate_latents` returned, and its state with decoder and frame."""
-        video, decoder = self.autoencoder.decode(latents.to(self.transformer.dtype), state.decoder)
+        video, decoder = self.autoencoder.decode(latents.to(self.autoencoder.latents_mean), state.decoder)
         frames = ((video.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         frames = frames.permute(0, 2, 3, 4, 1).contiguous()
-        # clones, so that the state keeps one frame alive and not the chunk
-        return frames, replace(state, decoder=tuple(t.clone() for t in decoder), frame=frames[:, -1].clone())
+        newest = frames[:, -1].to(self.device, copy=True)  # a view would keep the chunk alive
+        return frames, replace(state, decoder=tuple(decoder), frame=newest)
 
     @torch.inference_mode()
     def generate_latents(self, state: WorldState, c2w: Tensor) -> tuple[Tensor, WorldState]:
@@ -190,18 +212,6 @@ class WorldModel:
         if not c2w.isfinite().all():
             raise ValueError("poses hold NaN or infinite numbers")
         return c2w
-
-
-def _check_fit(config: WorldConfig, autoencoder: Autoencoder, text_encoder: TextEncoder) -> None:
-    """ValueError where the parts of a world do not fit each other."""
-    pairs = {
-        "latent channels (autoencoder, transformer)": (autoencoder.config.latent_channels, config.transformer.in_channels),
-        "text width (encoder, transformer)": (text_encoder.config.width, config.transformer.text_width),
-        "image size (autoencoder's for this grid, configured)": (tuple(SPATIAL_STRIDE * side for side in config.grid), config.image_size),
-    }
-    for what, (one, other) in pairs.items():
-        if one != other:
-            raise ValueError(f"{what} differ: {one} and {other}")
 
 
 def _joined(size: tuple[int, int]) -> str:
