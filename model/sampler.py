@@ -3,19 +3,21 @@
 Convention: x_sigma = (1 - sigma) clean + sigma noise, velocity = noise - clean, network timestep = 1000 sigma.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from .execution import Rule
 from .execution import chunk_sizes as chunk_sizes
 from .execution import chunk_spans as chunk_spans
 from .state import CameraContext, TextContext, TransformerState
 from .transformer import Transformer
 
 STREAMING_SIGMAS = (1.0, 0.960, 0.889, 0.727, 0.0)
-BIDIRECTIONAL_STEPS, BIDIRECTIONAL_SHIFT, BIDIRECTIONAL_GUIDANCE = 60, 9.8, 5.0
+CLIP_STEPS, CLIP_SHIFT, CLIP_GUIDANCE = 60, 9.8, 5.0
 
 Velocity = Callable[[Tensor, Tensor], Tensor]  # (x (B, C, T, H, W), timestep (B, T)) -> velocity like x
 
@@ -33,9 +35,31 @@ def timestep_of(sigma: Tensor) -> Tensor:
     return (1000 * sigma.double()).round(decimals=3).float()
 
 
-def frame_timesteps(sigma: float, x: Tensor, image: Tensor | None) -> Tensor:
-    """(B, T) timesteps of a latent (B, C, T, H, W) at one level, with 0 for the frame that holds a given image."""
-    t = timestep_of(torch.tensor(sigma, dtype=torch.float64)).to(x.device).expand(x.shape[0], x.shape[2]).clone()
+def shifted_sigmas(steps: int, s: float) -> tuple[float, ...]:
+    """Levels of `steps` equal steps from 1 to 0 under flow shift s. ValueError for fewer than one step or a shift that is not positive."""
+    if steps < 1:
+        raise ValueError(f"got {steps} steps; wanted at least 1")
+    if not 0 < s < math.inf:
+        raise ValueError(f"got a flow shift of {s}; wanted a positive number")
+    return tuple(float(shift(1 - i / steps, s)) for i in range(steps + 1))
+
+
+def staggered(sigmas: Sequence[float], sizes: Sequence[int]) -> Tensor:
+    """Levels (K + 1, T) float64 of a clip of n chunks of `sizes` frames, each of which walks down `sigmas` later than the one before.
+
+    The lag is the n-th part of the schedule, in whole steps, one at least: when the first chunk is clean the last one is about to begin.
+    With one chunk all frames share the level. Source: facts/model.md section 8, the released chunk-causal sampler.
+    """
+    steps = len(sigmas) - 1
+    lag = max(1, steps // len(sizes))
+    started = lag * torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))  # (T,)
+    done = torch.arange(steps + lag * (len(sizes) - 1) + 1)[:, None] - started  # (K + 1, T)
+    return torch.tensor(sigmas, dtype=torch.float64)[done.clamp(0, steps)]
+
+
+def frame_timesteps(sigma: float | Tensor, x: Tensor, image: Tensor | None) -> Tensor:
+    """(B, T) timesteps of a latent (B, C, T, H, W) at one level or one per frame (T,), with 0 for the frame that holds a given image."""
+    t = timestep_of(torch.as_tensor(sigma, dtype=torch.float64)).to(x.device).expand(x.shape[0], x.shape[2]).clone()
     if image is not None:
         t[:, : image.shape[2]] = 0
     return t
@@ -46,12 +70,29 @@ def with_image(x: Tensor, image: Tensor | None) -> Tensor:
     return x if image is None else torch.cat([image.to(x.dtype), x[:, :, image.shape[2] :]], 2)
 
 
-def euler(velocity: Velocity, noise: Tensor, sigmas: Sequence[float], image: Tensor | None = None) -> Tensor:
-    """Integrate from noise (B, C, T, H, W) at sigmas[0] to sigmas[-1]; the image frame, if any, is clean throughout."""
+def euler(
+    velocity: Velocity,
+    noise: Tensor,
+    sigmas: Sequence[float] | Tensor,
+    image: Tensor | None = None,
+    on_step: Callable[[], object] | None = None,
+) -> Tensor:
+    """Integrate from noise (B, C, T, H, W) at sigmas[0] to sigmas[-1]; the image frame, if any, is clean throughout.
+
+    `sigmas` are one level per step, or one per step and frame (K + 1, T). Frames behind the last one that a step moves are not given to
+    `velocity`: where they have levels of their own, nobody sees them yet. `on_step` is called after every step.
+    """
     x = with_image(noise, image)
-    for now, then in pairwise(sigmas):
-        v = velocity(x, frame_timesteps(now, x, image))
-        x = with_image(x - (now - then) * v.to(x.dtype), image)
+    levels = torch.as_tensor(sigmas, dtype=torch.float64)
+    levels = levels if levels.ndim == 2 else levels[:, None].expand(-1, x.shape[2])
+    for now, then in pairwise(levels):
+        seen = int((now != then).nonzero().max()) + 1
+        shown = x[:, :, :seen]
+        v = velocity(shown, frame_timesteps(now[:seen], shown, image))
+        stride = (now - then)[:seen, None, None].to(x.device, torch.promote_types(x.dtype, torch.float32))
+        x = with_image(torch.cat([(shown - stride * v.to(x.dtype)).to(x.dtype), x[:, :, seen:]], 2), image)
+        if on_step is not None:
+            on_step()
     return x
 
 
@@ -78,18 +119,25 @@ def sample_clip(
     cameras: CameraContext,
     image: Tensor | None = None,
     null_text: TextContext | None = None,
-    guidance: float = BIDIRECTIONAL_GUIDANCE,
+    guidance: float = CLIP_GUIDANCE,
     sigmas: Sequence[float] | None = None,
+    rule: Rule = "bidirectional",
+    on_step: Callable[[], object] | None = None,
 ) -> Tensor:
-    """A whole clip under the bidirectional rule; guided away from `null_text` where it is given."""
-    if sigmas is None:
-        sigmas = [float(shift(1 - i / BIDIRECTIONAL_STEPS, BIDIRECTIONAL_SHIFT)) for i in range(BIDIRECTIONAL_STEPS + 1)]
+    """A whole clip (B, C, T, H, W) like `noise`, guided away from `null_text` where it is given.
+
+    Under the bidirectional rule all frames become clean together. Under the chunk-causal rule chunks follow one another, see `staggered`:
+    every step runs the network on all chunks that have begun, each at its own level, the finished ones clean; nothing is cached.
+    """
+    sigmas = shifted_sigmas(CLIP_STEPS, CLIP_SHIFT) if sigmas is None else sigmas
+    sizes = chunk_sizes(noise.shape[2], network.config.chunk) if rule == "chunk_causal" else (noise.shape[2],)
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
-        v = network(x, t, text, cameras)
+        begun = cameras.map(lambda tensor: tensor[:, : x.shape[2]])
+        v = network(x, t, text, begun, rule)
         if null_text is None or guidance == 1.0:
             return v
-        free = network(x, t, null_text, cameras)
+        free = network(x, t, null_text, begun, rule)
         return free + guidance * (v - free)
 
-    return euler(velocity, noise, sigmas, image)
+    return euler(velocity, noise, staggered(sigmas, sizes), image, on_step)
