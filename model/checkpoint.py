@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from shutil import copyfile
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .config import WorldConfig
+from .config import Variant, WorldConfig
 from .hub import HUB_ID, REPOSITORIES, downloaded
 from .published import CONFIG as CONFIG
 from .published import NATIVE_BUFFERS, Folder, open_folder, read_config, to_diffusers
@@ -21,6 +22,7 @@ from .weights import NATIVE_ONLY, WeightFiles, diffusers_name, is_unused, load, 
 from .weights import CheckpointError as CheckpointError
 
 AUTOENCODER = "autoencoder.safetensors"
+UNDISTILLED = "transformer-undistilled.safetensors"  # what a world that streams runs its other variants with
 Target = Literal["world", "native", "diffusers"]
 WRITTEN: dict[Target, str] = {
     "world": TRANSFORMER,
@@ -59,14 +61,31 @@ def load_config(folder: Path) -> WorldConfig:
     return read_config(folder)
 
 
+def check_variant(config: WorldConfig, variant: str) -> None:
+    """CheckpointError that lists what a world can do, where it cannot do this."""
+    if variant not in config.variants:
+        raise CheckpointError(f"the world {config.name!r} has no variant {variant!r}; it has {', '.join(config.variants)}")
+
+
+def has_undistilled(config: WorldConfig) -> bool:
+    """Whether a world has a second transformer: few-step weights serve streaming only, so that other variants need their own."""
+    return "streaming" in config.variants and len(config.variants) > 1
+
+
 def load_transformer(
-    folder: Path, config: WorldConfig, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    folder: Path,
+    config: WorldConfig,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    variant: Variant = "streaming",
 ) -> Transformer:
     """The transformer of a folder of any layout. CheckpointError that names every key that is missing, unexpected or mis-shaped."""
-    found = open_folder(folder)
     with torch.device("meta"):
         transformer = Transformer(config.transformer)
-    load(transformer, found.transformer, dtype, device)
+    if variant != "streaming" and has_undistilled(config):
+        load_weights(transformer, folder / UNDISTILLED, dtype, device)
+    else:
+        load(transformer, open_folder(folder).transformer, dtype, device)
     return transformer
 
 
@@ -84,26 +103,33 @@ def save_world(
     autoencoder: nn.Module,
     dtype: torch.dtype = torch.float16,
     layout: Target = "world",
+    undistilled: nn.Module | None = None,
 ) -> None:
     """Write a world folder; weights are stored in `dtype`, the transformer as `layout` has it.
 
-    ValueError if a weight does not fit into `dtype`.
+    `undistilled` is the transformer of the variants other than "streaming", wanted where `config` names both.
+    ValueError if a weight does not fit into `dtype`, or if there is no such transformer where one is wanted, or one too many.
     """
-    read = {name: t for name, t in transformer.state_dict().items() if not is_unused(name)}
-    write_transformer(folder, ((name, _stored(name, t, dtype)) for name, t in read.items()), layout)
-    tensors = {name: _stored(name, t, dtype) for name, t in autoencoder.state_dict().items()}
-    write_whole(folder / AUTOENCODER, lambda path: save_file(tensors, path))
+    if has_undistilled(config) != (undistilled is not None):
+        given = "no undistilled transformer" if undistilled is None else "an undistilled transformer"
+        raise ValueError(f"got the variants {', '.join(config.variants)} with {given}; streaming and another variant have one each")
+    write_transformer(folder, _stored(transformer, dtype).items(), layout)
+    for name, module in {AUTOENCODER: autoencoder, UNDISTILLED: undistilled}.items():
+        if module is not None:
+            tensors = _stored(module, dtype)
+            write_whole(folder / name, partial(save_file, tensors))
     write_config(folder, config, layout)
 
 
 def convert(source: Folder, target: Path, config: WorldConfig, layout: Target) -> None:
     """Write the transformer of a folder under the names and in the place of another layout. Values and dtypes stay as they are.
 
-    A bundled autoencoder goes with it. The other parts of a published checkpoint are the same in every layout and stay where they are.
+    The other files of a world go with it. The other parts of a published checkpoint are the same in every layout and stay where they are.
     """
     write_transformer(target, source.transformer.tensors(), layout)
-    if (source.path / AUTOENCODER).is_file():
-        write_whole(target / AUTOENCODER, lambda path: copyfile(source.path / AUTOENCODER, path))
+    for file in (source.path / AUTOENCODER, source.path / UNDISTILLED):
+        if file.is_file():
+            write_whole(target / file.name, partial(copyfile, file))
     write_config(target, config, layout)
 
 
@@ -130,8 +156,10 @@ def _bundled() -> Path:
     return Path(str(files("sana_wm_env.worlds")))
 
 
-def _stored(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
-    stored = value.detach().cpu().to(dtype).contiguous()
-    if not stored.isfinite().all():
-        raise ValueError(f"{name} holds numbers that {dtype} cannot: largest is {value.abs().max().item():.3g}")
+def _stored(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    stored = {name: t.detach().cpu().to(dtype).contiguous() for name, t in module.state_dict().items() if not is_unused(name)}
+    for name, value in stored.items():
+        if not value.isfinite().all():
+            largest = module.state_dict()[name].abs().max().item()
+            raise ValueError(f"{name} holds numbers that {dtype} cannot: largest is {largest:.3g}")
     return stored

@@ -2,11 +2,13 @@
 
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 CamRmsClamp = Literal["none", "softmax", "all"]
 SoftmaxScale = Literal["true", "padded128"]
 KeyScale = Literal["dim_spatial", "dim", "none"]
+Variant = Literal["streaming", "bidirectional", "chunk_causal"]
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ class WorldConfig:
     sigmas                    noise levels of the streaming sampler, from 1 to 0
     max_translation_m, max_rotation_rad   length of the largest twist per chunk that the world was trained on
     first_frames              source of first frames: "rooms", or None if the user has to bring an image
+    variants                  what its weights can do: "streaming" in few steps; "bidirectional", "chunk_causal" clips in many
     """
 
     name: str
@@ -125,8 +128,11 @@ class WorldConfig:
     max_translation_m: float = 1.0
     max_rotation_rad: float = 0.5
     first_frames: str | None = None
+    variants: tuple[Variant, ...] = ("streaming",)
 
     def __post_init__(self) -> None:
+        if not self.variants or not set(self.variants) <= set(VARIANTS):
+            raise ValueError(f"variants are {self.variants}; wanted some of {', '.join(VARIANTS)}")
         if len(self.sigmas) < 2 or self.sigmas[-1] != 0 or any(a <= b for a, b in pairwise(self.sigmas)):
             raise ValueError(f"sigmas are {self.sigmas}; they must fall strictly and end at 0")
         for name in ("image_size", "grid"):

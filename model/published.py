@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from .config import PRESETS, TransformerConfig, WorldConfig
+from .config import PRESETS, TransformerConfig, Variant, WorldConfig
 from .weights import CheckpointError, WeightFiles, shards
 
 LayoutName = Literal["world", "streaming", "native", "diffusers"]
@@ -92,10 +92,17 @@ def read_config(path: Path) -> WorldConfig:
         return _parsed(path / CONFIG, WorldConfig.from_dict)
     theirs = path / "transformer" / CONFIG
     network = _parsed(theirs, from_diffusers) if layout == "diffusers" and theirs.is_file() else PRESETS["2.6b"]
-    return published_world(path.name, network)
+    return published_world(path.name, network, _variant(path, layout))
 
 
-def published_world(name: str, network: TransformerConfig) -> WorldConfig:
+def _variant(path: Path, layout: LayoutName) -> Variant:
+    """Which of the three published trainings lies in a folder: the last two share a layout, and only the file's name tells them apart."""
+    if layout == "streaming":
+        return "streaming"
+    return "chunk_causal" if any((path / "dit").glob("*chunk_causal*")) else "bidirectional"
+
+
+def published_world(name: str, network: TransformerConfig, variant: Variant = "streaming") -> WorldConfig:
     """What goes with the published transformers: LTX-2 autoencoder, Gemma-2 text encoder, 720p, a user's own first frame."""
     return WorldConfig(
         name=name,
@@ -105,6 +112,7 @@ def published_world(name: str, network: TransformerConfig) -> WorldConfig:
         image_size=(704, 1280),
         grid=(22, 40),
         max_rotation_rad=0.5,
+        variants=(variant,),
     )
 
 

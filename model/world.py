@@ -5,7 +5,7 @@ A `WorldModel` owns weights and nothing else. What a session is lies in the immu
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from .cameras import STRIDE, camera_inputs
-from .checkpoint import CheckpointError, load_config, load_transformer, resolve_world
-from .config import WorldConfig
+from .checkpoint import CheckpointError, check_variant, load_config, load_transformer, resolve_world
+from .config import Variant, WorldConfig
 from .parts import AnyAutoencoder, AnyTextEncoder, open_autoencoder, open_text_encoder
-from .sampler import sample_chunk
+from .sampler import CLIP_GUIDANCE, sample_chunk, sample_clip
+from .state import TextContext
 from .state import WorldState as WorldState
 from .transformer import Transformer
 
@@ -25,11 +26,19 @@ from .transformer import Transformer
 class WorldModel:
     """Camera-controlled video world (paper sections 3 and 4), batch-first: every row of a batch is a session of its own.
 
-    One step imagines one chunk: `latents_per_step` latent frames, `frames_per_step` RGB frames.
+    One step imagines one chunk: `latents_per_step` latent frames, `frames_per_step` RGB frames. That is the variant "streaming"; the
+    others imagine whole clips, see `clip_latents`.
     """
 
-    def __init__(self, config: WorldConfig, transformer: Transformer, autoencoder: AnyAutoencoder, text_encoder: AnyTextEncoder) -> None:
-        self.config = config
+    def __init__(
+        self,
+        config: WorldConfig,
+        transformer: Transformer,
+        autoencoder: AnyAutoencoder,
+        text_encoder: AnyTextEncoder,
+        variant: Variant = "streaming",
+    ) -> None:
+        self.config, self.variant = config, variant
         self.transformer = transformer.eval().requires_grad_(False)
         self.autoencoder = autoencoder.eval().requires_grad_(False)
         self.text_encoder = text_encoder
@@ -41,6 +50,7 @@ class WorldModel:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         offload: Mapping[str, str] | None = None,
+        variant: Variant = "streaming",
     ) -> "WorldModel":
         """Load a bundled world by name, a local one by folder, or a downloaded one by repository.
 
@@ -50,6 +60,7 @@ class WorldModel:
             dtype: of all weights.
             offload: another device for "autoencoder" or "text", such as {"autoencoder": "cuda:1", "text": "cpu"}; "text": "release" runs
                 the text encoder on `device` and frees its memory after every start.
+            variant: one of `config.variants`.
 
         Raises:
             CheckpointError: something is missing or does not fit; it says what, before any weight is read where it can.
@@ -62,6 +73,7 @@ class WorldModel:
         release = places["text"] == "release"
         folder = resolve_world(world)
         config = load_config(folder)
+        check_variant(config, variant)
         try:
             text_encoder = open_text_encoder(folder, config, dtype, device if release else places["text"], keep=not release)
             autoencoder = open_autoencoder(folder, config, dtype, places["autoencoder"])
@@ -69,7 +81,7 @@ class WorldModel:
             raise
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
-        return cls(config, load_transformer(folder, config, dtype, device), autoencoder, text_encoder)
+        return cls(config, load_transformer(folder, config, dtype, device, variant), autoencoder, text_encoder, variant)
 
     @property
     def device(self) -> torch.device:
@@ -87,9 +99,11 @@ class WorldModel:
     def fingerprint(self) -> str:
         """What tells worlds apart: SHA-256 over the configuration and the weights, of large tensors an even sample.
 
-        Sampled because it is taken whenever a world is loaded; it finds another training, not a tampered file.
+        Sampled because it is taken whenever a world is loaded; it finds another training, not a tampered file. What else a world can do
+        (`variants`) does not count: a session does not depend on it.
         """
-        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
+        settings = {name: value for name, value in self.config.to_dict().items() if name != "variants"}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for part in (self.transformer, self.autoencoder):
             for name, tensor in part.state_dict().items():
                 values = tensor.flatten()[:: max(1, tensor.numel() // 4096)].contiguous().cpu().view(torch.uint8)
@@ -133,12 +147,11 @@ class WorldModel:
         video = images.permute(0, 3, 1, 2)[:, :, None].to(self.autoencoder.latents_mean.device) / 127.5 - 1
         image_latent = self.autoencoder.encode(video.to(self.autoencoder.latents_mean.dtype))
         _, decoder = self.autoencoder.decode(image_latent)
-        features, mask = self.text_encoder.encode(list(prompts))
         return WorldState(
             transformer=None,
             image_latent=image_latent.to(self.device, torch.float32),
             decoder=decoder,
-            text=self.transformer.text_context(features.to(self.device), mask.to(self.device)),
+            text=self._text_context(prompts),
             intrinsics_px=intrinsics_px.to(self.device, torch.float64),
             c2w=torch.eye(4, dtype=torch.float64, device=self.device).repeat(batch, 1, 1),
             generators=torch.stack([generator.get_state() for generator in generators]),
@@ -173,12 +186,14 @@ class WorldModel:
     @torch.inference_mode()
     def generate_latents(self, state: WorldState, c2w: Tensor) -> tuple[Tensor, WorldState]:
         """`step` without the decode: new latents (B, C, latents_per_step, h, w); the next state but for decoder and frame."""
-        c2w = self._checked_poses(state, c2w)
+        if self.variant != "streaming":
+            raise ValueError(f"got a world loaded as the variant {self.variant!r}, which makes clips: wanted 'streaming' for steps")
+        c2w = self._checked_poses(state, c2w, self.frames_per_step)
         opens, image = state.transformer is None, state.image_latent
         path = torch.cat([state.c2w[:, None], c2w], 1) if opens else c2w  # before the first chunk the newest pose is raw frame 0
         camera, plucker = camera_inputs(path, state.intrinsics_px, self.config.image_size, self.config.grid, opens)
         cameras = self.transformer.camera_context(camera, plucker, 0 if opens else state.transformer.next_frame)
-        noise, generators = self._draw(state)
+        noise, generators = self._draw(state, self.latents_per_step)
         if opens:
             noise = torch.cat([image, noise], 2)
         x = sample_chunk(self.transformer, noise, state.text, cameras, state.transformer, image if opens else None, self.config.sigmas)
@@ -191,12 +206,56 @@ class WorldModel:
         )
         return x[:, :, -self.latents_per_step :], after
 
-    def _draw(self, state: WorldState) -> tuple[Tensor, Tensor]:
-        """Noise (B, C, latents_per_step, h, w) and the generators' next states.
+    @torch.inference_mode()
+    def clip_latents(
+        self,
+        state: WorldState,
+        c2w: Tensor,
+        sigmas: Sequence[float] | None = None,
+        guidance: float = CLIP_GUIDANCE,
+        on_step: Callable[[], object] | None = None,
+    ) -> Tensor:
+        """Imagine a whole clip at once, in many steps: the variants "bidirectional" and "chunk_causal".
+
+        Args:
+            state: sessions as `start` opened them; unchanged afterwards.
+            c2w: (B, 8 k, 4, 4) poses of the raw frames after the first, as in `step`.
+            sigmas: noise levels from 1 to 0, by default those of `sampler.sample_clip`.
+            guidance: how far to go from no prompt to the prompt and beyond; 1 for the prompt alone, in half the time.
+            on_step: called after every step.
+
+        Returns:
+            new latents (B, C, k, h, w). `decode` makes frames of them, 8 of each, all at once or one piece after the other.
+
+        Raises:
+            ValueError: the world streams, the sessions have gone on, or the poses do not fit.
+        """
+        if self.variant == "streaming":
+            raise ValueError("got a world that streams; wanted one loaded as the variant 'bidirectional' or 'chunk_causal'")
+        if state.transformer is not None:
+            raise ValueError("got sessions that have gone on; a clip begins at their first frame: wanted them as `start` returns them")
+        latents = max(1, c2w.shape[1] // STRIDE)
+        c2w = self._checked_poses(state, c2w, STRIDE * latents)
+        path = torch.cat([state.c2w[:, None], c2w], 1)
+        camera, plucker = camera_inputs(path, state.intrinsics_px, self.config.image_size, self.config.grid)
+        cameras = self.transformer.camera_context(camera, plucker)
+        noise = torch.cat([state.image_latent, self._draw(state, latents)[0]], 2)
+        null = self._text_context([""] * len(state)) if guidance != 1 else None
+        x = sample_clip(
+            self.transformer, noise, state.text, cameras, state.image_latent, null, guidance, sigmas, rule=self.variant, on_step=on_step
+        )
+        return x[:, :, 1:]
+
+    def _text_context(self, prompts: list[str]) -> TextContext:
+        features, mask = self.text_encoder.encode(list(prompts))
+        return self.transformer.text_context(features.to(self.device), mask.to(self.device))
+
+    def _draw(self, state: WorldState, latents: int) -> tuple[Tensor, Tensor]:
+        """Noise (B, C, latents, h, w) and the generators' next states.
 
         Drawn slot by slot on the CPU, so that a session's noise depends neither on its neighbours nor on the device.
         """
-        shape = (self.config.transformer.in_channels, self.latents_per_step, *self.config.grid)
+        shape = (self.config.transformer.in_channels, latents, *self.config.grid)
         drawn, states, generator = [], [], torch.Generator()
         for row in state.generators.cpu():
             generator.set_state(row.clone())
@@ -204,8 +263,8 @@ class WorldModel:
             states.append(generator.get_state())
         return torch.stack(drawn).to(self.device), torch.stack(states)
 
-    def _checked_poses(self, state: WorldState, c2w: Tensor) -> Tensor:
-        wanted = (len(state.image_latent), self.frames_per_step, 4, 4)
+    def _checked_poses(self, state: WorldState, c2w: Tensor, frames: int) -> Tensor:
+        wanted = (len(state.image_latent), frames, 4, 4)
         if c2w.shape != wanted:
             raise ValueError(f"poses are {tuple(c2w.shape)}; wanted {wanted}")
         c2w = c2w.to(self.device, torch.float64)

@@ -80,10 +80,20 @@ class VideoWriter:
         self.close()
 
 
-def write_sidecar(video: str | Path, **arrays: Any) -> Path:
-    """Writes `arrays` as the .npz beside `video` (a.mp4 -> a.npz) and returns its path."""
+def write_sidecar(
+    video: str | Path,
+    *,
+    c2w: np.ndarray,
+    intrinsics_px: np.ndarray,
+    image_size: tuple[int, ...],
+    world: str,
+    seed: int,
+    **more: Any,
+) -> Path:
+    """Writes the .npz beside `video` (a.mp4 -> a.npz), in the layout that `RecordChunks` describes, and returns its path."""
     path = Path(video).with_suffix(".npz")
-    np.savez_compressed(path, **arrays)
+    cameras = {"c2w": c2w, "convention": "opencv", "intrinsics_px": intrinsics_px, "image_size": image_size}
+    np.savez_compressed(path, **cameras, world=np.array(world), seed=np.array(seed), **more)
     return path
 
 
@@ -112,7 +122,6 @@ class Recording:
         write_sidecar(
             self.video.path,
             c2w=np.concatenate(self.c2w),
-            convention="opencv",
             intrinsics_px=self.info["intrinsics_px"],
             image_size=self.image_size,
             actions=np.asarray(self.actions, np.float32),

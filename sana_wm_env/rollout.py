@@ -83,6 +83,7 @@ def run(config: RolloutConfig) -> int:
         config.out,
         c2w=path,
         intrinsics_px=intrinsics_matrix(first.intrinsics_px),
+        image_size=size,
         keys=config.actions,
         scheme=config.scheme,
         prompt=first.prompt,

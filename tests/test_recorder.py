@@ -216,5 +216,8 @@ def test_writer_refuses_what_is_not_a_video(tmp_path):
 
 
 def test_sidecar_lies_beside_the_video(tmp_path):
-    assert write_sidecar(tmp_path / "a.mp4", x=np.arange(3)) == tmp_path / "a.npz"
-    assert np.load(tmp_path / "a.npz")["x"].tolist() == [0, 1, 2]
+    cameras = {"c2w": np.eye(4)[None], "intrinsics_px": np.eye(3), "image_size": (64, 64)}
+    assert write_sidecar(tmp_path / "a.mp4", **cameras, world="rooms", seed=3, keys="w-24") == tmp_path / "a.npz"
+    sidecar = np.load(tmp_path / "a.npz")
+    assert (sidecar["convention"], sidecar["world"], sidecar["seed"], sidecar["keys"]) == ("opencv", "rooms", 3, "w-24")
+    assert sidecar["image_size"].tolist() == [64, 64] and np.array_equal(sidecar["c2w"], cameras["c2w"])

@@ -9,7 +9,7 @@ from scipy.spatial.transform import RigidTransform
 from sana_wm_env.camera import CHUNK_FRAMES
 from sana_wm_env.model.autoencoder import SPATIAL_STRIDE, TEMPORAL_STRIDE
 from sana_wm_env.model.checkpoint import save_world
-from sana_wm_env.model.config import WorldConfig, preset
+from sana_wm_env.model.config import VARIANTS, WorldConfig, preset
 from sana_wm_env.model.sampler import STREAMING_SIGMAS
 from sana_wm_env.model.text import TextEncoder, TextEncoderConfig
 from sana_wm_env.model.transformer import Transformer
@@ -30,6 +30,7 @@ class PackConfig:
         world: name of the preset and of the world.
         runs: folder of all runs.
         stage: stage to take the transformer from.
+        undistilled: stage to take the transformer of whole clips from, the chunk-causal one say; the world then has all three variants.
         out: folder to write (runs/WORLD/world if not given).
         size: height and width of the frames.
         data: folder of your own packed clips, if it was trained on them: its largest action is then the largest motion of a chunk in them
@@ -40,6 +41,7 @@ class PackConfig:
     world: str = "rooms"
     runs: Path = Path("runs")
     stage: str = "distill"
+    undistilled: str = ""
     out: Path | None = None
     size: tuple[int, int] = (64, 64)
     data: Path | None = None
@@ -50,8 +52,6 @@ def assemble(config: PackConfig) -> WorldModel:
     """The world that a stage has come to: averaged weights of its transformer, and the autoencoder."""
     home = config.runs / config.world
     autoencoder = load_trained(home / "autoencoder", "cpu")
-    transformer = Transformer(preset(config.world))
-    transformer.load_state_dict(load_average(home / config.stage, "generator"))
     height, width = config.size
     text = TextEncoderConfig()
     translation, rotation = largest_motion(config.data) if config.data else (paths.MAX_TRANSLATION_M, paths.MAX_ROTATION_RAD)
@@ -66,8 +66,16 @@ def assemble(config: PackConfig) -> WorldModel:
         max_translation_m=translation,
         max_rotation_rad=rotation,
         first_frames=None if config.data else "rooms",
+        variants=VARIANTS if config.undistilled else ("streaming",),
     )
-    return WorldModel(world, transformer, autoencoder, TextEncoder(text))
+    return WorldModel(world, trained(config, config.stage), autoencoder, TextEncoder(text))
+
+
+def trained(config: PackConfig, stage: str) -> Transformer:
+    """The transformer with the averaged weights of a stage."""
+    transformer = Transformer(preset(config.world))
+    transformer.load_state_dict(load_average(config.runs / config.world / stage, "generator"))
+    return transformer
 
 
 def largest_motion(folder: Path) -> tuple[float, float]:
@@ -95,7 +103,8 @@ def pack(config: PackConfig) -> None:
     """Writes the world folder and says where it is."""
     world = assemble(config)
     out = config.out or config.runs / config.world / "world"
-    save_world(out, world.config, world.transformer, world.autoencoder)
+    undistilled = trained(config, config.undistilled) if config.undistilled else None
+    save_world(out, world.config, world.transformer, world.autoencoder, undistilled=undistilled)
     bring = ", reset(options={'image': ..., 'intrinsics': ...}) brings its first frame" if config.data else ""
     print(f"wrote {out}: gym.make('SanaWM-v0', world='{out}') opens it{bring}")
 

@@ -1,7 +1,7 @@
 """World folders and the world model, with a tiny untrained world."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -9,8 +9,10 @@ from safetensors.torch import load_file, save_file
 from tiny_networks import paths, tiny_config
 
 from sana_wm_env.model.autoencoder import Autoencoder, AutoencoderConfig
+from sana_wm_env.model.cameras import camera_inputs
 from sana_wm_env.model.checkpoint import CheckpointError, known_worlds, load_config, resolve_world, save_world
-from sana_wm_env.model.config import WorldConfig
+from sana_wm_env.model.config import VARIANTS, WorldConfig
+from sana_wm_env.model.sampler import sample_clip
 from sana_wm_env.model.state import tensors_of
 from sana_wm_env.model.text import TextEncoderConfig
 from sana_wm_env.model.transformer import Transformer
@@ -93,7 +95,7 @@ def test_a_slot_is_what_it_is_alone(world):
 
 def test_noise_does_not_depend_on_neighbours(world):
     both = begin(world, 2)
-    assert torch.equal(world._draw(both)[0][1:], world._draw(both.map(lambda t: t[1:]))[0])
+    assert torch.equal(world._draw(both, 3)[0][1:], world._draw(both.map(lambda t: t[1:]), 3)[0])
 
 
 def test_generate_latents_is_step_without_the_decode(world):
@@ -201,3 +203,85 @@ def test_weights_too_large_for_half_precision_are_refused(tmp_path):
     torch.nn.init.constant_(transformer.final_layer.linear.bias, 1e6)
     with pytest.raises(ValueError, match=r"final_layer\.linear\.bias holds numbers that torch\.float16 cannot"):
         save_world(tmp_path / "w", CONFIG, transformer, Autoencoder(AUTOENCODER))
+
+
+@pytest.fixture(scope="module")
+def versatile(folder, tmp_path_factory):
+    """The world of `folder` with another transformer for its clips."""
+    path = tmp_path_factory.mktemp("versatile") / "tiny"
+    streaming = WorldModel.load(folder)
+    torch.manual_seed(1)
+    save_world(
+        path, replace(CONFIG, variants=VARIANTS), streaming.transformer, streaming.autoencoder, undistilled=Transformer(CONFIG.transformer)
+    )
+    return path
+
+
+def test_each_variant_has_the_weights_that_it_was_trained_with(folder, versatile, world):
+    few, many = WorldModel.load(versatile), WorldModel.load(versatile, variant="bidirectional")
+    assert (few.variant, many.variant) == ("streaming", "bidirectional")
+    weight = "x_embedder.proj.weight"
+    theirs, ours = (w.transformer.state_dict()[weight] for w in (world, few))
+    assert torch.equal(theirs, ours) and not torch.equal(ours, many.transformer.state_dict()[weight])
+    assert few.fingerprint == world.fingerprint != many.fingerprint  # states saved before the world could do more still open
+    (versatile / "transformer-undistilled.safetensors").rename(versatile / "away")
+    try:
+        WorldModel.load(versatile)
+        with pytest.raises(CheckpointError, match=r"it has no transformer-undistilled\.safetensors"):
+            WorldModel.load(versatile, variant="chunk_causal")
+    finally:
+        (versatile / "away").rename(versatile / "transformer-undistilled.safetensors")
+
+
+def test_a_variant_that_is_not_there_is_refused(folder, versatile, world):
+    with pytest.raises(CheckpointError, match="the world 'tiny' has no variant 'bidirectional'; it has streaming"):
+        WorldModel.load(folder, variant="bidirectional")
+    clips = WorldModel.load(versatile, variant="chunk_causal")
+    with pytest.raises(ValueError, match="loaded as the variant 'chunk_causal', which makes clips: wanted 'streaming'"):
+        clips.step(begin(clips, 1), poses(0, 1))
+    with pytest.raises(ValueError, match="got a world that streams"):
+        world.clip_latents(begin(world, 1), poses(0, 1))
+    with pytest.raises(ValueError, match=r"the variants streaming with an undistilled transformer"):
+        save_world(folder, CONFIG, world.transformer, world.autoencoder, undistilled=world.transformer)
+    with pytest.raises(ValueError, match=r"streaming, bidirectional, chunk_causal with no undistilled transformer"):
+        save_world(folder, replace(CONFIG, variants=VARIANTS), world.transformer, world.autoencoder)
+    with pytest.raises(ValueError, match=r"variants are \('stream',\); wanted some of streaming"):
+        replace(CONFIG, variants=("stream",))
+
+
+@pytest.mark.parametrize("variant", ["bidirectional", "chunk_causal"])
+def test_a_clip_is_the_sampler_on_the_cameras_text_and_noise_of_its_session(versatile, variant):
+    clips, taken = WorldModel.load(versatile, variant=variant), []
+    state = begin(clips, 2)
+    latents = clips.clip_latents(state, poses(0, 2)[:, :16], (1.0, 0.5, 0.0), guidance=2.0, on_step=lambda: taken.append(1))
+    noise = torch.stack([torch.randn(4, 2, 2, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)])
+    camera, plucker = camera_inputs(paths(25, 2)[:, :17], state.intrinsics_px, (16, 24), (2, 3))
+    net, null = clips.transformer, clips.text_encoder.encode(["", ""])
+    with torch.inference_mode():
+        wanted = sample_clip(
+            net,
+            torch.cat([state.image_latent, noise], 2),
+            state.text,
+            net.camera_context(camera, plucker),
+            state.image_latent,
+            net.text_context(*null),
+            2.0,
+            (1.0, 0.5, 0.0),
+            variant,
+        )
+    assert torch.equal(latents, wanted[:, :, 1:]) and len(taken) == 2
+    alone = clips.clip_latents(state.map(lambda t: t[1:]), poses(0, 2)[1:, :16], (1.0, 0.5, 0.0), guidance=2.0)
+    torch.testing.assert_close(alone, latents[1:])
+    with pytest.raises(ValueError, match=r"poses are \(2, 20, 4, 4\); wanted \(2, 16, 4, 4\)"):
+        clips.clip_latents(state, poses(0, 2)[:, :20])
+
+
+def test_a_clip_decodes_in_pieces(versatile):
+    clips = WorldModel.load(versatile, variant="bidirectional")
+    state = begin(clips, 1)
+    latents = clips.clip_latents(state, poses(0, 1), (1.0, 0.0))
+    whole, _ = clips.decode(latents, state)
+    first, after = clips.decode(latents[:, :, :1], state)
+    rest, _ = clips.decode(latents[:, :, 1:], after)
+    assert whole.shape == (1, 24, 16, 24, 3)
+    assert torch.equal(torch.cat([first, rest], 1), whole)

@@ -13,11 +13,13 @@ from small_ladder import CODER, KINDS, TINY
 
 from sana_wm_env.model.config import PRESETS
 from sana_wm_env.model.text import TextEncoderConfig
+from sana_wm_env.model.world import WorldModel
 from sana_wm_env.rooms import HELD_OUT
 from sana_wm_env.train import ablations, autoencoder, bidirectional, causal, data, distill, ode, self_forcing
 from sana_wm_env.train.latents import LatentClips, Sessions, encode_shards, room_clips
 from sana_wm_env.train.loop import LoopConfig, load_average, train
 from sana_wm_env.train.optim import OptimConfig
+from sana_wm_env.train.pack import PackConfig, pack
 
 LOOP = LoopConfig(steps=2, batch=2, preview=2)
 
@@ -56,6 +58,10 @@ def test_the_ladder_ends_in_a_world(runs):
     frames, *_ = env.step(np.zeros(6, np.float32))
     assert frames.shape == (24, 64, 64, 3)
     env.close()
+    pack(PackConfig("tiny", runs, undistilled="causal", out=runs / "versatile"))
+    clips = WorldModel.load(runs / "versatile", variant="chunk_causal").transformer.state_dict()
+    weight, taken = "x_embedder.proj.weight", load_average(runs / "tiny" / "causal", "generator")
+    assert torch.equal(clips[weight], taken[weight].half().float())
     names = ("as designed", "no camera")
     asked = ablations.AblationsConfig(
         world="tiny", runs=runs, out=runs / "ablations", shards=1, validation=1, loop=LOOP, further=2, seeds=2, variants=names, episodes=2
