@@ -40,7 +40,10 @@ COMMANDS: dict[str, Command | Group] = {
     ),
     "evaluate": Group(
         "Measure a world.",
-        {"fidelity": Command("Imagined frames of held-out rooms against the true rendering.", "evaluation.fidelity:run")},
+        {
+            "fidelity": Command("Imagined frames of held-out rooms against the true rendering.", "evaluation.fidelity:run"),
+            "poses": Command("An estimated camera path against the commanded one, in RotErr, TransErr, CamMC.", "evaluation.poses:run"),
+        },
     ),
     "data": Group(
         "Train on your own videos: check them, pack them, encode them.",
