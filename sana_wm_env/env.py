@@ -14,7 +14,7 @@ from sana_wm_env.model.image import fit_image, read_image
 from sana_wm_env.model.world import WorldModel, WorldState
 
 from .base import Frames, Seeds
-from .camera import Array, check_intrinsics
+from .camera import Array, intrinsics_of_image
 from .rooms import default_intrinsics
 from .rooms.env import held_out_room, look, open_room, stands_clear
 from .session import SessionEnv
@@ -111,7 +111,8 @@ class SanaWMEnv(SessionEnv, gym.utils.EzPickle):
     | Option       | Type                      | Meaning                                                                   |
     |--------------|---------------------------|---------------------------------------------------------------------------|
     | `image`      | uint8 (H0, W0, 3) or path | the first frame; scaled to cover the observed size, then centre-cropped   |
-    | `intrinsics` | (4,) or (3, 3)            | fx, fy, cx, cy in pixels of that image; needed with `image`               |
+    | `intrinsics` | (4,), (3, 3) or `"moge"`  | fx, fy, cx, cy in pixels of that image, or what estimates them            |
+    | `fov_deg`    | float                     | the image's horizontal field of view, in place of `intrinsics`            |
     | `prompt`     | str                       | describes the scene, not the camera                                       |
     | `state`      | `WorldState`              | a saved session to go on with; no other option beside it                  |
 
@@ -134,6 +135,7 @@ class SanaWMEnv(SessionEnv, gym.utils.EzPickle):
     | `action_mode`       | str   | `"chunk"`      | `"chunk"`, `"per_latent"` or `"per_frame"`: pieces that a chunk is steered in |
     | `task`              | str   | `"free"`       | `"free"`, `"goal"`, `"follow"`, or a `sana_wm_env.Task` of your own |
     | `reward_fn`         | function | `None`      | a `sana_wm_env.tasks.Moment` -> float, in place of a task        |
+    | `offload`           | dict  | `None`         | another device for `"autoencoder"` or `"text"`, see `WorldModel.load` |
 
     ## Vectorized Environment
 
@@ -151,7 +153,7 @@ class SanaWMEnv(SessionEnv, gym.utils.EzPickle):
     SANA-WM, arXiv:2605.15178.
     """
 
-    reset_options = ("image", "intrinsics", "prompt", "state")
+    reset_options = ("image", "intrinsics", "fov_deg", "prompt", "state")
 
     def __init__(
         self,
@@ -164,11 +166,12 @@ class SanaWMEnv(SessionEnv, gym.utils.EzPickle):
         action_mode: str = "chunk",
         task: str | Task = "free",
         reward_fn: Callable[[Moment], float] | None = None,
+        offload: dict[str, str] | None = None,
     ):
         gym.utils.EzPickle.__init__(
-            self, world, device, obs_mode, render_mode, max_translation_m, max_rotation_rad, action_mode, task, reward_fn
+            self, world, device, obs_mode, render_mode, max_translation_m, max_rotation_rad, action_mode, task, reward_fn, offload
         )
-        self.model_folder, self.device = resolve_world(world), device
+        self.model_folder, self.device, self.offload = resolve_world(world), device, offload
         config = load_config(self.model_folder)
         super().__init__(
             world=config.name,
@@ -189,7 +192,7 @@ class SanaWMEnv(SessionEnv, gym.utils.EzPickle):
             raise ValueError(
                 f"got device={self.device!r}; torch {torch.__version__} sees no CUDA device: use device='cpu', or a CUDA build"
             )
-        return WorldModel.load(self.model_folder, self.device)
+        return WorldModel.load(self.model_folder, self.device, offload=self.offload)
 
     def close(self) -> None:
         """Frees weights and episode. A second call does nothing; reset and step refuse afterwards."""
@@ -204,9 +207,9 @@ class SanaWMEnv(SessionEnv, gym.utils.EzPickle):
             raise ValueError(f"got a prompt of type {type(prompt).__name__}; wanted a str that describes the scene")
         if options.get("image") is not None:
             image = read_image(options["image"])
-            intrinsics = _intrinsics_of(image, options.get("intrinsics"))
+            intrinsics = intrinsics_of_image(image, options.get("intrinsics"), options.get("fov_deg"), self.device)
             return FirstFrame(*fit_image(image, intrinsics, self.image_size), prompt or "")
-        if options.get("intrinsics") is not None:
+        if options.get("intrinsics") is not None or options.get("fov_deg") is not None:
             raise ValueError("got intrinsics without an image; they are those of the image that options['image'] gives")
         if first_frames != "rooms":
             raise ValueError(
@@ -235,13 +238,3 @@ class SanaWMEnv(SessionEnv, gym.utils.EzPickle):
         intrinsics = np.array(default_intrinsics(self.image_size), np.float64)
         image = look(room, np.eye(4)[None], intrinsics, self.image_size)[0]
         return FirstFrame(image, intrinsics, room.caption if prompt is None else prompt)
-
-
-def _intrinsics_of(image: Frames, intrinsics: Any) -> Array:
-    size = (image.shape[0], image.shape[1])
-    if intrinsics is None:
-        raise ValueError(
-            f"got an image without intrinsics; wanted options['intrinsics'] = (fx, fy, cx, cy) in its pixels. If you know the horizontal "
-            f"field of view: sana_wm_env.camera.intrinsics_from_fov(({size[0]}, {size[1]}), fov_deg=65)"
-        )
-    return check_intrinsics(intrinsics, size)

@@ -298,12 +298,15 @@ def test_prompt_is_heard(imagined):
 @pytest.mark.parametrize(
     "options, cause",
     [
-        ({"image": np.zeros((64, 64, 3), np.uint8)}, "intrinsics_from_fov"),
+        ({"image": np.zeros((64, 64, 3), np.uint8)}, "fov_deg"),
+        ({"image": np.zeros((64, 64, 3), np.uint8), "fov_deg": 65, "intrinsics": (60, 60, 32, 32)}, "wanted one of them"),
+        ({"image": np.zeros((64, 64, 3), np.uint8), "fov_deg": 200}, "less than 170"),
+        ({"fov_deg": 65}, "without an image"),
         ({"image": np.zeros((64, 64, 3)), "intrinsics": (50, 50, 32, 32)}, "float64"),
         ({"image": np.zeros((64, 64, 3), np.uint8), "intrinsics": (50, -50, 32, 32)}, "mirror"),
         ({"intrinsics": (50, 50, 32, 32)}, "without an image"),
         ({"prompt": 7}, "type int"),
-        ({"scene_seed": 7}, "image, intrinsics, prompt"),
+        ({"scene_seed": 7}, "image, intrinsics, fov_deg, prompt"),
     ],
 )
 def test_bad_first_frames_are_refused(imagined, options, cause):

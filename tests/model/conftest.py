@@ -2,6 +2,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # for tiny_networks, the helpers that the tests of this folder share
 
@@ -13,3 +14,12 @@ from sana_wm_env.model.transformer import Transformer
 @pytest.fixture
 def network() -> Transformer:
     return tiny_network()
+
+
+@pytest.fixture
+def one_thread():
+    """For networks so small that threads wait for each other longer than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
