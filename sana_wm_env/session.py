@@ -10,19 +10,21 @@ import numpy as np
 import torch
 from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
+from scipy.spatial.transform import RigidTransform
 
 from sana_wm_env.model.state import concatenate
 from sana_wm_env.model.world import WorldModel, WorldState
 
+from .actions import action_path
 from .base import CameraEnv, Episode
-from .camera import CHUNK_FRAMES, Array
+from .camera import CHUNK_FRAMES, Array, compose
 from .observations import Frames, Observation
 
 if TYPE_CHECKING:
     from .vector import SanaWMVectorEnv
 
-Decode = Literal["latents", "last", "frames"]
-DECODES = ("latents", "last", "frames")
+Decode = Literal["poses", "latents", "last", "frames"]
+DECODES = ("poses", "latents", "last", "frames")
 NOT_DECODED: Frames = np.empty((0, 0, 0, 3), np.uint8)
 """What a task that does not look at frames is shown of a chunk that was not decoded."""
 
@@ -31,14 +33,14 @@ class Imagined(NamedTuple):
     """What N sequences of K actions would lead to.
 
     Attributes:
-        latents: float32 (N, K, C, T, h, w), T latent frames per chunk.
-        frames: uint8, (N, K, H, W, 3) the newest of every chunk ("last"), (N, K, 24, H, W, 3) all ("frames"), or None ("latents").
+        latents: float32 (N, K, C, T, h, w), T latent frames per chunk; None where nothing was imagined ("poses").
+        frames: uint8, (N, K, H, W, 3) the newest of every chunk ("last"), (N, K, 24, H, W, 3) all ("frames"), or None.
         c2w: float64 (N, K, 24, 4, 4), relative to the first frame of the episode.
         rewards: float64 (N, K), 0 after the end of the episode.
         terminated: bool (N, K), True from the chunk on that ends the episode.
     """
 
-    latents: NDArray[np.float32]
+    latents: NDArray[np.float32] | None
     frames: Frames | None
     c2w: Array
     rewards: NDArray[np.float64]
@@ -128,18 +130,95 @@ def candidate_bytes(model: WorldModel, state: WorldState) -> int:
     return 2 * state.nbytes + forward + pixels
 
 
-def _play(env: "SessionEnv", episode: Episode, state: WorldState, actions: NDArray[Any], decode: Decode) -> tuple[Any, ...]:
+def imagine_from(
+    env: CameraEnv,
+    model: WorldModel,
+    state: WorldState,
+    actions: Any,
+    *,
+    decode: Decode = "latents",
+    memory_mib: float = 1024,
+    independent_noise: bool = False,
+    origin: Array | None = None,
+) -> Imagined:
+    """`SessionEnv.imagine` for any environment: what a model expects of sequences of actions there. Nothing changes.
+
+    The task is the environment's, and so is the place from which the actions begin; that the model knows of walls only what it has seen.
+
+    Args:
+        env: the environment in which the actions would be taken.
+        model: what imagines.
+        state: one session of the model, as far as the environment has come.
+        actions: (N, K, action size), each as in `env.step`.
+        decode: as in `SessionEnv.imagine`, and so are `memory_mib` and `independent_noise`.
+        memory_mib: MiB.
+        independent_noise: whether candidates have noise of their own.
+        origin: (4, 4) where the session's raw frame 0 lies in the environment's episode; None for the same first frame.
+
+    Raises:
+        ValueError: as `SessionEnv.imagine`.
+    """
+    episode = env._running()
+    if decode not in DECODES:
+        raise ValueError(f"got decode={decode!r}; wanted one of {', '.join(DECODES)}")
+    if decode == "poses" and env.task.uses_frames:
+        raise ValueError(f"got decode='poses' for {type(env.task).__name__}, which looks at frames; wanted another of {', '.join(DECODES)}")
+    if not memory_mib > 0:
+        raise ValueError(f"got memory_mib={memory_mib!r}; wanted a positive number")
+    actions = check_sequences(env, actions)
+    rows = state.expand(len(actions))
+    if independent_noise:
+        rows = with_own_noise(rows)
+    to_session = None if origin is None else RigidTransform.from_matrix(origin).inv().as_matrix()
+    size = max(1, int(memory_mib * 2**20 / candidate_bytes(model, state)))
+    parts = [
+        _play(env, model, episode, rows[i : i + size], actions[i : i + size], decode, to_session) for i in range(0, len(actions), size)
+    ]
+    columns: list[Any] = [None if column[0] is None else np.concatenate(column) for column in zip(*parts, strict=True)]
+    return Imagined(*columns)
+
+
+def check_sequences(env: CameraEnv, actions: Any) -> NDArray[Any]:
+    """Sequences of actions (N, K, action size) as an array. ValueError for a bad one; the message names its place."""
+    actions, wanted = np.asarray(actions), f"(N, K, {env.action_space.shape[0]})"
+    if actions.ndim != 3 or 0 in actions.shape:
+        raise ValueError(f"got actions of shape {actions.shape}; wanted {wanted}: N sequences of K actions")
+    try:
+        action_path(actions, env.action_mode, env.limits)
+    except ValueError:
+        for i, sequence in enumerate(actions):
+            for k, action in enumerate(sequence):
+                try:
+                    action_path(action, env.action_mode, env.limits, batch=())
+                except ValueError as error:
+                    raise ValueError(f"sequence {i}, action {k}: {error}") from None
+        raise
+    return actions
+
+
+def wished_paths(env: CameraEnv, candidates: Sequence[Episode], actions: NDArray[Any]) -> Array:
+    """Poses (N, 24, 4, 4) that one action each (N, action size) asks for, relative to the first frame of the episode."""
+    before = np.stack([candidate.c2w for candidate in candidates])
+    return compose(before[:, None], action_path(actions, env.action_mode, env.limits))
+
+
+def _play(
+    env: CameraEnv, model: WorldModel, episode: Episode, state: WorldState, actions: NDArray[Any], decode: Decode, to_session: Array | None
+) -> tuple[Any, ...]:
     """One batch: latents, frames, poses, rewards and ends, (n, K, ...) each."""
     candidates, ended = [episode] * len(actions), np.zeros(len(actions), np.bool_)
-    shows = decode != "latents"
+    shows = decode in ("last", "frames")
     columns: tuple[list[Any], ...] = ([], [], [], [], [])
     for chosen in actions.swapaxes(0, 1):  # (K, n, action)
-        paths = np.stack([env._wish(candidate, action) for candidate, action in zip(candidates, chosen, strict=True)])
-        latents, state = env.model.generate_latents(state, torch.from_numpy(paths))
-        frames = None
-        if shows or env.task.uses_frames:
-            shown, state = env.model.decode(latents, state)
-            frames = shown.cpu().numpy()
+        paths = wished_paths(env, candidates, chosen)
+        latents = frames = None
+        if decode != "poses":
+            poses = paths if to_session is None else compose(to_session, paths)
+            imagined, state = model.generate_latents(state, torch.from_numpy(poses))
+            latents = imagined.float().cpu().numpy()
+            if shows or env.task.uses_frames:
+                shown, state = model.decode(imagined, state)
+                frames = shown.cpu().numpy()
         rewards = np.zeros(len(actions))
         for i, (candidate, action) in enumerate(zip(candidates, chosen, strict=True)):
             step = env._judge(candidate, action, NOT_DECODED if frames is None else frames[i], paths[i], None)
@@ -147,7 +226,7 @@ def _play(env: "SessionEnv", episode: Episode, state: WorldState, actions: NDArr
             if not ended[i]:
                 rewards[i], ended[i] = step.reward, step.terminated
         kept = frames if decode == "frames" else frames[:, -1] if frames is not None and shows else None
-        for column, values in zip(columns, (latents.float().cpu().numpy(), kept, paths, rewards, ended.copy()), strict=True):
+        for column, values in zip(columns, (latents, kept, paths, rewards, ended.copy()), strict=True):
             column.append(values)
     return tuple(None if column[0] is None else np.stack(column, 1) for column in columns)
 
@@ -208,35 +287,16 @@ class SessionEnv(CameraEnv):
         Args:
             actions: (N, K, action size), each as in `step`.
             decode: what to decode: "latents" nothing, "last" the newest frame of every chunk, "frames" all. A task that judges frames has
-                them decoded in any case.
+                them decoded in any case. "poses" does not even run the network, for a task that does not look at frames: poses and rewards
+                are the same.
             memory_mib: how much memory candidates may take beside what is returned; they are played in batches that fit, of one at least.
             independent_noise: as in `fork`.
 
         Raises:
-            ValueError: a bad action; the message names its place.
+            ValueError: a bad action; the message names its place. "poses" for a task that looks at frames.
         """
-        episode = self._running()
-        if decode not in DECODES:
-            raise ValueError(f"got decode={decode!r}; wanted one of {', '.join(DECODES)}")
-        if not memory_mib > 0:
-            raise ValueError(f"got memory_mib={memory_mib!r}; wanted a positive number")
-        actions, wanted = np.asarray(actions), f"(N, K, {self.action_space.shape[0]})"
-        if actions.ndim != 3 or 0 in actions.shape:
-            raise ValueError(f"got actions of shape {actions.shape}; wanted {wanted}: N sequences of K actions")
-        for i, sequence in enumerate(actions):
-            for k, action in enumerate(sequence):
-                try:
-                    self._wish(episode, action)
-                except ValueError as error:
-                    raise ValueError(f"sequence {i}, action {k}: {error}") from None
-        state = episode.state.expand(len(actions))
-        if independent_noise:
-            state = with_own_noise(state)
-        size = max(1, int(memory_mib * 2**20 / candidate_bytes(self.model, episode.state)))
-        parts = [_play(self, episode, state[i : i + size], actions[i : i + size], decode) for i in range(0, len(actions), size)]
-        latents, frames, c2w, rewards, terminated = zip(*parts, strict=True)
-        shown = np.concatenate([part for part in frames if part is not None]) if decode != "latents" else None
-        return Imagined(np.concatenate(latents), shown, *(np.concatenate(column) for column in (c2w, rewards, terminated)))
+        options: dict[str, Any] = {"decode": decode, "memory_mib": memory_mib, "independent_noise": independent_noise}
+        return imagine_from(self, self.model, self._running().state, actions, **options)
 
     def _checked(self, options: dict[str, Any] | None) -> Any:
         given = self._known(options)

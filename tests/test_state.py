@@ -204,6 +204,26 @@ def test_imagine_is_what_stepping_gives(env, monkeypatch):
     assert env.unwrapped.imagine(sequences[:1, :1]).frames is None
 
 
+def test_poses_alone_do_without_the_network(env, monkeypatch):
+    class Further(Task):
+        uses_frames = False
+
+        def judge(self, goal, moment):
+            return Verdict(float(moment.c2w[-1, 2, 3]), moment.chunk_index == 4)
+
+    monkeypatch.setattr(env.unwrapped, "task", Further())
+    sequences = ACTIONS[2:8].reshape(2, 3, 6)
+    imagined = env.unwrapped.imagine(sequences)
+    monkeypatch.setattr(env.unwrapped.model, "generate_latents", None)
+    walked = env.unwrapped.imagine(sequences, decode="poses")
+    assert walked.latents is walked.frames is None
+    for one, two in zip(imagined[2:], walked[2:], strict=True):
+        np.testing.assert_array_equal(one, two)
+    monkeypatch.setattr(env.unwrapped, "task", Brightness())
+    with pytest.raises(ValueError, match="decode='poses' for Brightness, which looks at frames"):
+        env.unwrapped.imagine(sequences, decode="poses")
+
+
 @pytest.mark.parametrize(
     "actions, options, cause",
     [
