@@ -16,7 +16,7 @@ from .execution import chunk_spans as chunk_spans
 from .state import CameraContext, TextContext, TransformerState
 from .transformer import Transformer
 
-STREAMING_SIGMAS = (1.0, 0.960, 0.889, 0.727, 0.0)
+STREAMING_SIGMAS, STREAMING_SHIFT = (1.0, 0.960, 0.889, 0.727, 0.0), 8.0  # the list is the shift of four equal steps, rounded
 CLIP_STEPS, CLIP_SHIFT, CLIP_GUIDANCE = 60, 9.8, 5.0
 
 Velocity = Callable[[Tensor, Tensor], Tensor]  # (x (B, C, T, H, W), timestep (B, T)) -> velocity like x
@@ -55,6 +55,12 @@ def staggered(sigmas: Sequence[float], sizes: Sequence[int]) -> Tensor:
     started = lag * torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))  # (T,)
     done = torch.arange(steps + lag * (len(sizes) - 1) + 1)[:, None] - started  # (K + 1, T)
     return torch.tensor(sigmas, dtype=torch.float64)[done.clamp(0, steps)]
+
+
+def clip_levels(frames: int, chunk: int, rule: Rule, sigmas: Sequence[float] | None = None) -> Tensor:
+    """Levels (K + 1, T) of a clip of T latent frames, as `sample_clip` walks them: K steps (`sigmas`: by default the published 60)."""
+    sigmas = shifted_sigmas(CLIP_STEPS, CLIP_SHIFT) if sigmas is None else sigmas
+    return staggered(sigmas, chunk_sizes(frames, chunk) if rule == "chunk_causal" else (frames,))
 
 
 def frame_timesteps(sigma: float | Tensor, x: Tensor, image: Tensor | None) -> Tensor:
@@ -129,8 +135,6 @@ def sample_clip(
     Under the bidirectional rule all frames become clean together. Under the chunk-causal rule chunks follow one another, see `staggered`:
     every step runs the network on all chunks that have begun, each at its own level, the finished ones clean; nothing is cached.
     """
-    sigmas = shifted_sigmas(CLIP_STEPS, CLIP_SHIFT) if sigmas is None else sigmas
-    sizes = chunk_sizes(noise.shape[2], network.config.chunk) if rule == "chunk_causal" else (noise.shape[2],)
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         begun = cameras.map(lambda tensor: tensor[:, : x.shape[2]])
@@ -140,4 +144,4 @@ def sample_clip(
         free = network(x, t, null_text, begun, rule)
         return free + guidance * (v - free)
 
-    return euler(velocity, noise, staggered(sigmas, sizes), image, on_step)
+    return euler(velocity, noise, clip_levels(noise.shape[2], network.config.chunk, rule, sigmas), image, on_step)

@@ -17,7 +17,7 @@ from .cameras import STRIDE, camera_inputs
 from .checkpoint import CheckpointError, check_variant, load_config, load_transformer, resolve_world
 from .config import Variant, WorldConfig
 from .parts import AnyAutoencoder, AnyTextEncoder, open_autoencoder, open_text_encoder
-from .sampler import CLIP_GUIDANCE, sample_chunk, sample_clip
+from .sampler import CLIP_GUIDANCE, Rule, clip_levels, sample_chunk, sample_clip
 from .state import TextContext
 from .state import WorldState as WorldState
 from .transformer import Transformer
@@ -99,10 +99,10 @@ class WorldModel:
     def fingerprint(self) -> str:
         """What tells worlds apart: SHA-256 over the configuration and the weights, of large tensors an even sample.
 
-        Sampled because it is taken whenever a world is loaded; it finds another training, not a tampered file. What else a world can do
-        (`variants`) does not count: a session does not depend on it.
+        Sampled because it is taken whenever a world is loaded; it finds another training, not a tampered file. What a session does not
+        depend on does not count: what else the world can do, and the usual dtype (that of the weights does).
         """
-        settings = {name: value for name, value in self.config.to_dict().items() if name != "variants"}
+        settings = {name: value for name, value in self.config.to_dict().items() if name not in ("variants", "dtype")}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for part in (self.transformer, self.autoencoder):
             for name, tensor in part.state_dict().items():
@@ -230,8 +230,7 @@ class WorldModel:
         Raises:
             ValueError: the world streams, the sessions have gone on, or the poses do not fit.
         """
-        if self.variant == "streaming":
-            raise ValueError("got a world that streams; wanted one loaded as the variant 'bidirectional' or 'chunk_causal'")
+        rule = self._clip_rule()
         if state.transformer is not None:
             raise ValueError("got sessions that have gone on; a clip begins at their first frame: wanted them as `start` returns them")
         latents = max(1, c2w.shape[1] // STRIDE)
@@ -241,10 +240,17 @@ class WorldModel:
         cameras = self.transformer.camera_context(camera, plucker)
         noise = torch.cat([state.image_latent, self._draw(state, latents)[0]], 2)
         null = self._text_context([""] * len(state)) if guidance != 1 else None
-        x = sample_clip(
-            self.transformer, noise, state.text, cameras, state.image_latent, null, guidance, sigmas, rule=self.variant, on_step=on_step
-        )
+        x = sample_clip(self.transformer, noise, state.text, cameras, state.image_latent, null, guidance, sigmas, rule, on_step)
         return x[:, :, 1:]
+
+    def clip_steps(self, frames: int, sigmas: Sequence[float] | None = None) -> int:
+        """How many steps `clip_latents` takes for `frames` frames after the first: chunks that begin later end later."""
+        return len(clip_levels(1 + frames // STRIDE, self.config.transformer.chunk, self._clip_rule(), sigmas)) - 1
+
+    def _clip_rule(self) -> Rule:
+        if self.variant == "streaming":
+            raise ValueError("got a world that streams; wanted one loaded as the variant 'bidirectional' or 'chunk_causal'")
+        return self.variant
 
     def _text_context(self, prompts: list[str]) -> TextContext:
         features, mask = self.text_encoder.encode(list(prompts))

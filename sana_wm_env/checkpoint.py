@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from sana_wm_env.model.checkpoint import WRITTEN, CheckpointError, Target, convert, load_config, resolve_world
+from sana_wm_env.model.checkpoint import UNDISTILLED, WRITTEN, CheckpointError, Target, convert, has_undistilled, load_config, resolve_world
 from sana_wm_env.model.config import PRESETS, TransformerConfig, preset
 from sana_wm_env.model.published import LAYOUTS, open_folder
 from sana_wm_env.model.transformer import Transformer
@@ -69,13 +69,17 @@ def keys(config: KeysConfig) -> None:
 
 
 def inspect(config: InspectConfig) -> int:
-    """Prints the findings. Returns 1 if names or shapes do not fit."""
-    files, layout, network = _opened(config)
+    """Prints the findings on the transformer, and on that of the clips where a world has one. Returns 1 if names or shapes do not fit."""
+    files, layout, network, second = _opened(config)
     found = findings(files, layout, network)
+    both = [found]
+    if second is not None:
+        found["undistilled"] = findings(second, layout, network)
+        both.append(found["undistilled"])
     if config.json:
         config.json.write_text(json.dumps(found, indent=1) + "\n")
-    print(_in_words(found))
-    return int(any(found[kind] for kind in ("missing", "unexpected", "misshaped")))
+    print("\n\n".join(_in_words(one) for one in both))
+    return int(any(one[kind] for one in both for kind in ("missing", "unexpected", "misshaped")))
 
 
 def findings(files: WeightFiles, layout: str, config: TransformerConfig) -> dict[str, Any]:
@@ -131,12 +135,14 @@ def _in_words(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _opened(config: InspectConfig) -> tuple[WeightFiles, str, TransformerConfig]:
+def _opened(config: InspectConfig) -> tuple[WeightFiles, str, TransformerConfig, WeightFiles | None]:
     if Path(config.path).is_file():
-        return WeightFiles((Path(config.path),)), "single file", _preset(config.preset or "2.6b")
+        return WeightFiles((Path(config.path),)), "single file", _preset(config.preset or "2.6b"), None
     folder = open_folder(resolve_world(config.path))
-    network = _preset(config.preset) if config.preset else load_config(folder.path).transformer
-    return folder.transformer, folder.layout, network
+    settings = load_config(folder.path)
+    network = _preset(config.preset) if config.preset else settings.transformer
+    second = WeightFiles((folder.path / UNDISTILLED,)) if has_undistilled(settings) else None
+    return folder.transformer, folder.layout, network, second
 
 
 def _network(config: TransformerConfig) -> Transformer:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sana_wm_env.model.checkpoint import load_config, resolve_world
+from sana_wm_env.model.checkpoint import check_variant, load_config, resolve_world
 from sana_wm_env.model.image import fit_image, read_image
 from sana_wm_env.model.world import WorldModel, WorldState
 
@@ -173,6 +173,7 @@ class SanaWMEnv(SessionEnv, gym.utils.EzPickle):
         )
         self.model_folder, self.device, self.offload = resolve_world(world), device, offload
         config = load_config(self.model_folder)
+        check_variant(config, "streaming")
         super().__init__(
             world=config.name,
             image_size=config.image_size,

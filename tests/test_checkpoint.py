@@ -32,6 +32,8 @@ def test_inspect_counts_what_is_there(tmp_path, capsys):
     assert found["bytes"] == sum(t.numel() * t.element_size() for t in held.values()) < found["file_bytes"]
     assert found["dtypes"] == {"float16": len(held)} and found["norms"] == {}
     assert f"parameters  {found['parameters']:,}" in capsys.readouterr().out
+    clips = found["undistilled"]  # the same network with the weights of whole clips
+    assert clips["files"] != found["files"] and clips["parameters"] == found["parameters"]
 
 
 def test_inspect_names_what_does_not_fit(tmp_path, capsys):
@@ -49,7 +51,7 @@ def test_convert_there_and_back(tmp_path, capsys):
     assert cli.main(["checkpoint", "convert", "rooms", str(first), "--to", "diffusers"]) == 0
     assert cli.main(["checkpoint", "inspect", str(first)]) == 0 and "layout      diffusers" in capsys.readouterr().out
     assert cli.main(["checkpoint", "convert", str(first), str(second), "--to", "world"]) == 0
-    for name in ("transformer", "autoencoder"):
+    for name in ("transformer", "transformer-undistilled", "autoencoder"):
         before, after = (load_file(folder / f"{name}.safetensors") for folder in (resolve_world("rooms"), second))
         assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     assert cli.main(["checkpoint", "convert", "rooms", str(second), "--to", "world"]) == 2

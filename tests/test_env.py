@@ -17,6 +17,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 import sana_wm_env
 from sana_wm_env.camera import check_poses, compose, relative_to_first, twist_path
+from sana_wm_env.model.checkpoint import resolve_world
 
 FORWARD = np.array([0, 0, 0.5, 0, 0.5, 0], np.float32)
 STILL = np.zeros(6, np.float32)
@@ -331,6 +332,14 @@ def test_a_world_without_first_frames_wants_an_image(imagined, tmp_path):
 def test_unknown_world():
     with pytest.raises(ValueError, match="unknown world 'nowhere'"):
         gym.make("SanaWM-v0", world="nowhere")
+
+
+def test_a_world_of_clips_is_refused_before_it_is_opened(tmp_path):
+    """Weights that need many steps per clip would give something in few, and something wrong."""
+    settings = json.loads((resolve_world("rooms") / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "variants": ["bidirectional"]}))
+    with pytest.raises(ValueError, match="the world 'rooms' has no variant 'streaming'; it has bidirectional"):
+        gym.make("SanaWM-v0", world=str(tmp_path))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

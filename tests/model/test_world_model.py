@@ -239,8 +239,11 @@ def test_a_variant_that_is_not_there_is_refused(folder, versatile, world):
     clips = WorldModel.load(versatile, variant="chunk_causal")
     with pytest.raises(ValueError, match="loaded as the variant 'chunk_causal', which makes clips: wanted 'streaming'"):
         clips.step(begin(clips, 1), poses(0, 1))
+    assert clips.clip_steps(960) == 60 + 39  # 40 chunks, each a step later than the one before
     with pytest.raises(ValueError, match="got a world that streams"):
         world.clip_latents(begin(world, 1), poses(0, 1))
+    with pytest.raises(ValueError, match="got a world that streams"):
+        world.clip_steps(24)
     with pytest.raises(ValueError, match=r"the variants streaming with an undistilled transformer"):
         save_world(folder, CONFIG, world.transformer, world.autoencoder, undistilled=world.transformer)
     with pytest.raises(ValueError, match=r"streaming, bidirectional, chunk_causal with no undistilled transformer"):
@@ -269,7 +272,7 @@ def test_a_clip_is_the_sampler_on_the_cameras_text_and_noise_of_its_session(vers
             (1.0, 0.5, 0.0),
             variant,
         )
-    assert torch.equal(latents, wanted[:, :, 1:]) and len(taken) == 2
+    assert torch.equal(latents, wanted[:, :, 1:]) and len(taken) == clips.clip_steps(16, (1.0, 0.5, 0.0)) == 2
     alone = clips.clip_latents(state.map(lambda t: t[1:]), poses(0, 2)[1:, :16], (1.0, 0.5, 0.0), guidance=2.0)
     torch.testing.assert_close(alone, latents[1:])
     with pytest.raises(ValueError, match=r"poses are \(2, 20, 4, 4\); wanted \(2, 16, 4, 4\)"):
