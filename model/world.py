@@ -38,7 +38,8 @@ class WorldModel:
         text_encoder: AnyTextEncoder,
         variant: Variant = "streaming",
     ) -> None:
-        self.config, self.variant = config, variant
+        self.config = config
+        self.variant: Variant = variant
         self.transformer = transformer.eval().requires_grad_(False)
         self.autoencoder = autoencoder.eval().requires_grad_(False)
         self.text_encoder = text_encoder

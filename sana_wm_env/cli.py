@@ -33,7 +33,7 @@ class Group(NamedTuple):
 
 
 COMMANDS: dict[str, Command | Group] = {
-    "rollout": Command("Play a path of keys in a world and write the video, beside the truth if asked.", "rollout:run"),
+    "generate": Command("A video along a camera path, by any variant of a world; beside the truth if asked.", "generate:run"),
     "actions": Group(
         "Paths of keys.",
         {"explain": Command("Say what a string of keys does, segment by segment, in each scheme.", "explain:run")},

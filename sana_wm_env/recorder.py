@@ -21,6 +21,13 @@ def enlarge(frames: np.ndarray, min_height: int) -> np.ndarray:
     return frames.repeat(factor, axis=-3).repeat(factor, axis=-2)
 
 
+def check_video_path(path: str | Path) -> Path:
+    """The path of a video to write; ValueError if it does not end in .mp4."""
+    if Path(path).suffix != ".mp4":
+        raise ValueError(f"got the video path '{path}'; wanted a name that ends in .mp4")
+    return Path(path)
+
+
 class VideoWriter:
     """Writes frames to an H.264 mp4 (yuv420p, so that every player and browser opens it).
 
@@ -35,10 +42,8 @@ class VideoWriter:
     """
 
     def __init__(self, path: str | Path, fps: int, min_height: int = 256, crf: int = 12):
-        if Path(path).suffix != ".mp4":
-            raise ValueError(f"got the video path '{path}'; wanted a name that ends in .mp4")
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.min_height, self.n_frames = Path(path), min_height, 0
+        self.path, self.min_height, self.n_frames = check_video_path(path), min_height, 0
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         # faststart puts the index in front, so that a browser plays the file while it loads.
         self._container: Any = av.open(str(path), "w", options={"movflags": "+faststart"})
         self._stream = self._container.add_stream("libx264", rate=fps, options={"crf": str(crf)})

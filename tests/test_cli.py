@@ -49,10 +49,10 @@ def test_every_command_explains_itself(words, capsys):
 def test_no_command_shows_help(capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main([])
-    assert exit_.value.code == 0 and "rollout" in capsys.readouterr().out
+    assert exit_.value.code == 0 and "generate" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("argv", [["rolout"], ["evaluate", "beauty"], ["rollout", "--sede", "1"], ["train", "--steps", "1"]])
+@pytest.mark.parametrize("argv", [["genrate"], ["evaluate", "beauty"], ["generate", "--sede", "1"], ["train", "--steps", "1"]])
 def test_unknown_words_exit_2(argv, capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main(argv)
@@ -81,7 +81,7 @@ def test_interrupt_exits_130(monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "_dispatch", interrupted)
-    assert cli.main(["rollout"]) == 130
+    assert cli.main(["generate"]) == 130
 
 
 def test_parity_exit_codes(tmp_path, capsys):

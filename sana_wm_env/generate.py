@@ -1,0 +1,302 @@
+"""`sana-wm generate`: a video along a camera path, by any of a world's variants; beside the truth if asked.
+
+Streaming imagines chunk by chunk in constant memory; the two clip variants sample all latents first. Frames are written as they are
+decoded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sana_wm_env.model.cameras import STRIDE
+from sana_wm_env.model.checkpoint import check_variant, load_config, resolve_world
+from sana_wm_env.model.config import Variant, WorldConfig
+from sana_wm_env.model.image import fit_image, read_image
+from sana_wm_env.model.sampler import CLIP_GUIDANCE, CLIP_SHIFT, CLIP_STEPS, STREAMING_SHIFT, shifted_sigmas
+from sana_wm_env.model.world import WorldModel, WorldState
+
+from .actions import PIECES, action_path
+from .camera import CHUNK_FRAMES, Array, compose, intrinsics_matrix, intrinsics_of_image, relative_to_first
+from .env import FirstFrame
+from .evaluation.contact_sheet import side_by_side
+from .evaluation.metrics import psnr
+from .keys import in_words, keys_to_path
+from .recorder import VideoWriter, check_video_path, write_sidecar
+from .rooms import default_intrinsics
+from .rooms.env import Room, held_out_room, look, open_room, stands_clear
+
+ROOMS_TRIED = 64
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """What the camera does, what it sees first, how the rest is sampled, and where the video goes."""
+
+    actions: str = "w-36,dw-24,w-24,d-12,aw-36,l-24,jw-24,none-12"
+    """<keys>-<frames> joined by commas; or a .npy of actions as an environment of this world takes them, (K, 6), (K, 18) or (K, 144), or
+    the .npz beside a recording"""
+    scheme: Literal["sana-v2", "sana-v1"] = "sana-v2"
+    """what the keys mean; the two schemes disagree on a, d, j and l"""
+    camera: Path | None = None
+    """.npy of camera-to-world poses (F, 4, 4), OpenCV axes, metres, one per frame, in place of actions; or the .npz beside a video"""
+    frames: int | None = None
+    """frames with the first: 24 k + 1 when streaming, 8 k + 1 otherwise (default: as many as the path has poses)"""
+    variant: Variant = "streaming"
+    """streaming: few steps per chunk. bidirectional: the whole clip at once. chunk_causal: the clip, chunks one after the other"""
+    out: Path = Path("clip.mp4")
+    """the video; poses and intrinsics are written beside it as .npz"""
+    truth: bool = False
+    """show the true rendering of the same path on the right, and print how close the imagined frames come"""
+    world: str = "rooms"
+    """name of a bundled world, folder of a trained one, or a downloaded repository"""
+    seed: int = 0
+    """the noise, and the room: the first from this number on in which the path meets no wall"""
+    image: Path | None = None
+    """start from this picture instead of a room"""
+    intrinsics: tuple[float, float, float, float] | Literal["moge"] | None = None
+    """fx fy cx cy in pixels of the picture, or moge to have them estimated"""
+    fov_deg: float | None = None
+    """the picture's horizontal field of view in degrees, in place of its intrinsics"""
+    prompt: str | None = None
+    """describes the scene (default: the room's own description)"""
+    steps: int | None = None
+    """denoising steps (default: the world's own when streaming, otherwise 60)"""
+    shift: float | None = None
+    """flow shift of the steps (default: 8 when streaming, otherwise 9.8)"""
+    guidance: float | None = None
+    """how far from no prompt to the prompt and beyond (default: 1, which is none, when streaming, otherwise 5)"""
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """of all weights"""
+
+
+class Schedule(NamedTuple):
+    """Noise levels from 1 to 0, and guidance."""
+
+    sigmas: tuple[float, ...]
+    guidance: float
+
+
+def run(config: GenerateConfig) -> int:
+    """Imagines the video, writes it and its sidecar, prints what was done. Returns 0."""
+    _check_flags(config)
+    folder = resolve_world(config.world)
+    settings = load_config(folder)
+    check_variant(settings, config.variant)
+    schedule = schedule_of(config, settings)
+    path = clip_path(config, settings)
+    first, room = first_frame(config, settings, path)
+    world = WorldModel.load(folder, config.device, getattr(torch, config.dtype), variant=config.variant)
+    if config.variant == "streaming":
+        world.config = replace(world.config, sigmas=schedule.sigmas)
+    print(f"{len(path)} frames, {(len(path) - 1) / settings.fps:.1f} s, {config.variant}, {len(schedule.sigmas) - 1} steps, ", end="")
+    print(f"guidance {schedule.guidance:g}" + (f": {in_words(config.actions, config.scheme)}" if plays_keys(config) else ""))
+    began, scores, done = time.monotonic(), [], 1
+    state = world.start(
+        torch.from_numpy(first.image)[None],
+        torch.from_numpy(first.intrinsics_px)[None],
+        [first.prompt],
+        [torch.Generator().manual_seed(config.seed)],
+    )
+    with VideoWriter(config.out, settings.fps, min_height=0 if config.truth else 256) as video:
+        video.write(composed(first.image[None], first.image[None] if config.truth else None))
+        for new in imagined(world, state, torch.from_numpy(path)[None], schedule):
+            frames, true = new[0].cpu().numpy(), None
+            if room is not None and config.truth:
+                true = look(room, path[done : done + len(frames)], first.intrinsics_px, settings.image_size)
+                scores.append(psnr(new[0].cpu(), torch.from_numpy(true)).mean().item())
+            video.write(composed(frames, true))
+            done += len(frames)
+        seconds = time.monotonic() - began
+    played = {"keys": np.array(config.actions), "scheme": np.array(config.scheme)} if plays_keys(config) else {}
+    sidecar = write_sidecar(
+        config.out,
+        c2w=path,
+        intrinsics_px=intrinsics_matrix(first.intrinsics_px),
+        image_size=settings.image_size,
+        world=settings.name,
+        seed=config.seed,
+        caption=np.array(first.prompt),
+        variant=np.array(config.variant),
+        sigmas=np.array(schedule.sigmas),
+        guidance=np.array(schedule.guidance),
+        **played,
+    )
+    if scores:
+        print("PSNR to the truth per chunk, dB: " + " ".join(f"{score:.1f}" for score in scores))
+    print(f"{seconds:.1f} s, {(len(path) - 1) / seconds:.1f} frames per second")
+    print(f"wrote {config.out} ({video.n_frames} frames) and {sidecar}")
+    return 0
+
+
+def imagined(world: WorldModel, state: WorldState, path: Tensor, schedule: Schedule) -> Iterator[Tensor]:
+    """The frames after the first of sessions that begin, by the variant that the world was loaded as.
+
+    Args:
+        world: which one.
+        state: B sessions as `world.start` opened them.
+        path: (B, F, 4, 4) poses of all frames; the first is that of the first frame.
+        schedule: noise levels and guidance of a clip; a world that streams takes the levels of its configuration.
+
+    Yields:
+        a chunk at a time: uint8 (B, up to 24, H, W, 3).
+    """
+    poses = path[:, 1:]
+    if world.variant == "streaming":
+        for chunk in tqdm(poses.split(CHUNK_FRAMES, 1), desc="imagining", unit="chunk"):
+            frames, state = world.step(state, chunk)
+            yield frames
+        return
+    with tqdm(desc="imagining", unit="step", total=world.clip_steps(poses.shape[1], schedule.sigmas)) as bar:
+        latents = world.clip_latents(state, poses, schedule.sigmas, schedule.guidance, bar.update)
+    for piece in latents.split(world.latents_per_step, 2):
+        frames, state = world.decode(piece, state)
+        yield frames
+
+
+# ---- what the camera does
+
+
+def plays_keys(config: GenerateConfig) -> bool:
+    """Whether the path is one of keys."""
+    return config.camera is None and Path(config.actions).suffix not in (".npy", ".npz")
+
+
+def clip_path(config: GenerateConfig, settings: WorldConfig) -> Array:
+    """Poses (F, 4, 4) of all frames relative to the first, as many as wanted. ValueError if that are too many, or no legal number."""
+    if config.camera is not None:
+        path = relative_to_first(read_array(config.camera, "c2w", "--camera"))
+    elif plays_keys(config):
+        path = keys_to_path(config.actions, config.scheme)
+    else:
+        path = follow(read_array(Path(config.actions), "actions", "--actions"), settings)
+    frames = len(path) if config.frames is None else config.frames
+    check_frames(frames, config.variant)
+    if frames > len(path):
+        raise ValueError(f"got a path of {len(path)} poses, the first of them that of the first frame; --frames {frames} wants {frames}")
+    return path[:frames]
+
+
+def check_frames(frames: int, variant: Variant) -> None:
+    """ValueError that names the two nearest legal counts, if a variant cannot make this many frames, the first included."""
+    piece = CHUNK_FRAMES if variant == "streaming" else STRIDE
+    if frames > 1 and frames % piece == 1:
+        return
+    below = max(1, (frames - 1) // piece) * piece + 1
+    raise ValueError(
+        f"got {frames} frames; {variant} makes {piece} k + 1, the first of which is given: the nearest are {below} and {below + piece}"
+    )
+
+
+def follow(actions: Array, settings: WorldConfig) -> Array:
+    """Poses (24 K + 1, 4, 4) of the actions (K, 6 * pieces) that an environment of a world takes, at the world's own limits."""
+    modes = {6 * pieces: mode for mode, pieces in PIECES.items()}
+    if actions.ndim != 2 or not len(actions) or actions.shape[1] not in modes:
+        raise ValueError(f"got actions of shape {actions.shape}; wanted {' or '.join(f'(K, {width})' for width in modes)}")
+    path = [np.eye(4)[None]]
+    limits = settings.max_translation_m, settings.max_rotation_rad
+    for action in actions:
+        path.append(compose(path[-1][-1], action_path(action, modes[actions.shape[1]], limits, batch=())))
+    return np.concatenate(path)
+
+
+def read_array(path: Path, key: str, flag: str) -> np.ndarray:
+    """The array of a .npy file, or that called `key` of an .npz. ValueError or FileNotFoundError that names the flag."""
+    if not path.is_file():
+        raise FileNotFoundError(f"got {flag} {path}; there is no such file")
+    try:
+        held = np.load(path, allow_pickle=False)
+        return held[key] if isinstance(held, np.lib.npyio.NpzFile) else held
+    except (ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise ValueError(f"got {flag} {path}, which cannot be read: {error}; wanted an array as .npy, or an .npz with {key!r}") from None
+
+
+# ---- how it is sampled
+
+
+def schedule_of(config: GenerateConfig, settings: WorldConfig) -> Schedule:
+    """The noise levels and the guidance that the flags ask for; ValueError if they make no sense."""
+    if config.variant == "streaming":
+        if config.guidance not in (None, 1.0):
+            raise ValueError(f"got --guidance {config.guidance:g}; streaming was distilled with guidance built in: leave it out")
+        if config.steps is None and config.shift is None:
+            return Schedule(settings.sigmas, 1.0)
+        steps = len(settings.sigmas) - 1 if config.steps is None else config.steps
+        return Schedule(shifted_sigmas(steps, STREAMING_SHIFT if config.shift is None else config.shift), 1.0)
+    guidance = CLIP_GUIDANCE if config.guidance is None else config.guidance
+    if not np.isfinite(guidance):
+        raise ValueError(f"got --guidance {guidance}; wanted a number")
+    steps, shift = (CLIP_STEPS if config.steps is None else config.steps), (CLIP_SHIFT if config.shift is None else config.shift)
+    return Schedule(shifted_sigmas(steps, shift), guidance)
+
+
+# ---- what it sees first
+
+
+def first_frame(config: GenerateConfig, settings: WorldConfig, path: Array) -> tuple[FirstFrame, Room | None]:
+    """The user's picture, or a held-out room in which the path is clear; ValueError if the world has neither."""
+    if config.image is not None:
+        return picture(config, settings.image_size), None
+    if settings.first_frames != "rooms":
+        raise ValueError(f"got no --image; the world {settings.name!r} has no first frames of its own: wanted --image with --intrinsics")
+    room = find_room(config.seed, path)
+    return view(room, config.prompt, settings.image_size), room
+
+
+def find_room(seed: int, path: Array) -> Room:
+    """The first held-out room from number `seed` on that a path (F, 4, 4) crosses without meeting anything; says so if it is later."""
+    for number in range(seed, seed + ROOMS_TRIED):
+        room = open_room(held_out_room(number))
+        if stands_clear(room, path).all():
+            if number != seed:
+                print(f"in room {seed} the path would run into something; taking room {number}")
+            return room
+    print(
+        f"the path runs into something in each of the rooms {seed} to {seed + ROOMS_TRIED - 1}: room {seed} is shown from inside its walls"
+    )
+    return open_room(held_out_room(seed))
+
+
+def view(room: Room, prompt: str | None, size: tuple[int, int]) -> FirstFrame:
+    """The room as the camera first sees it, at (height, width) pixels."""
+    intrinsics = np.array(default_intrinsics(size), np.float64)
+    return FirstFrame(look(room, np.eye(4)[None], intrinsics, size)[0], intrinsics, room.caption if prompt is None else prompt)
+
+
+def picture(config: GenerateConfig, size: tuple[int, int]) -> FirstFrame:
+    """The user's own picture, fitted to (height, width) pixels."""
+    image = read_image(config.image)
+    intrinsics = intrinsics_of_image(image, config.intrinsics, config.fov_deg, config.device)
+    fitted, intrinsics = fit_image(image, intrinsics, size)
+    return FirstFrame(fitted, intrinsics, config.prompt or "")
+
+
+def composed(frames: np.ndarray, truth: np.ndarray | None) -> np.ndarray:
+    """The frames of the video: imagined alone, or beside the truth. uint8 (F, H, W, 3)."""
+    return frames if truth is None else side_by_side(frames, truth, ("imagined", "truth"))
+
+
+def _check_flags(config: GenerateConfig) -> None:
+    camera = (config.intrinsics is not None) + (config.fov_deg is not None)
+    check_video_path(config.out)
+    if config.seed < 0:
+        raise ValueError(f"got --seed {config.seed}; wanted 0 or more")
+    if config.image is None and camera:
+        raise ValueError("got --intrinsics or --fov-deg without --image; they are those of the picture that you give")
+    if config.image is not None and camera != 1:
+        raise ValueError(
+            f"got --image with {'both' if camera else 'neither'} of --intrinsics and --fov-deg; wanted one of them, such as "
+            "--intrinsics 800 800 640 360 in the picture's pixels or --fov-deg 65 across its width; --intrinsics moge has them estimated"
+        )
+    if config.image is not None and config.truth:
+        raise ValueError("got --truth with --image; nobody knows the truth behind a picture: leave one of them out")
