@@ -115,6 +115,7 @@ class WorldConfig:
     max_translation_m, max_rotation_rad   length of the largest twist per chunk that the world was trained on
     first_frames              source of first frames: "rooms", or None if the user has to bring an image
     variants                  what its weights can do: "streaming" in few steps; "bidirectional", "chunk_causal" clips in many
+    dtype                     what its weights are run in if nothing else is asked for: "float32" or "bfloat16"
     """
 
     name: str
@@ -129,8 +130,11 @@ class WorldConfig:
     max_rotation_rad: float = 0.5
     first_frames: str | None = None
     variants: tuple[Variant, ...] = ("streaming",)
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype is {self.dtype!r}; it must be 'float32' or 'bfloat16'")
         if not self.variants or not set(self.variants) <= set(VARIANTS):
             raise ValueError(f"variants are {self.variants}; wanted some of {', '.join(VARIANTS)}")
         if len(self.sigmas) < 2 or self.sigmas[-1] != 0 or any(a <= b for a, b in pairwise(self.sigmas)):

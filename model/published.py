@@ -113,6 +113,7 @@ def published_world(name: str, network: TransformerConfig, variant: Variant = "s
         grid=(22, 40),
         max_rotation_rad=0.5,
         variants=(variant,),
+        dtype="bfloat16",
     )
 
 

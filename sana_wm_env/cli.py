@@ -67,6 +67,7 @@ COMMANDS: dict[str, Command | Group] = {
             "pack": Command("Write the trained weights as a world folder.", "train.pack:pack"),
         },
     ),
+    "doctor": Command("What this machine has, and which worlds run on it.", "doctor:run"),
     "checkpoint": Group(
         "Weights in files: the names they must have, what they hold, other layouts.",
         {

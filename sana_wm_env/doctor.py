@@ -1,0 +1,161 @@
+"""`sana-wm doctor`: what this machine has, and which worlds it can run."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend
+
+from sana_wm_env.model.checkpoint import known_worlds, load_config, resolve_world
+from sana_wm_env.model.config import WorldConfig, preset
+from sana_wm_env.model.fit import GB, free_memory, need, ways_to_run
+from sana_wm_env.model.published import published_world
+
+STEP_TFLOP = 101
+"""Operations of one step at 720p: five passes and the decode (facts/performance.md section 2b)."""
+SLOWEST_STEP_S = 15.0
+"""A step shows 1.5 s. A machine that needs ten times as long is told to use another world."""
+PARTS = {
+    "transformer": "weights of the transformer",
+    "autoencoder": "weights of the autoencoder",
+    "text_encoder": "weights of the text encoder",
+    "state": "state of one session",
+    "decoder": "state of its decoder",
+    "pass_": "transient of a pass",
+    "decode": "transient of the decode",
+}
+EXTRAS = {"hub": ("huggingface_hub", "diffusers", "transformers"), "gpu": ("fla", "triton"), "rl": ("stable_baselines3",)}
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """Says what this machine has and which worlds run on it. Downloads nothing and connects to nothing."""
+
+    device: str | None = None
+    """device to judge (default: cuda if there is one, else cpu)"""
+    json: Path | None = None
+    """write the findings here as well"""
+
+
+def run(config: DoctorConfig) -> int:
+    """Prints the findings. Returns 0 whatever fits."""
+    found = examine(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if config.json:
+        config.json.write_text(json.dumps(found, indent=1) + "\n")
+    print(in_words(found))
+    return 0
+
+
+def examine(device: str) -> dict[str, Any]:
+    """The machine, and each preset with its bytes by stage and the reasons why it does not fit, if any."""
+    machine = {
+        "torch": torch.__version__,
+        "device": device,
+        "processor": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "free_memory": free_memory(device),
+        "free_disk": shutil.disk_usage(Path.home()).free,
+        "tflops": {name: matmul_tflops(device, getattr(torch, name)) for name in ("float32", "bfloat16")},
+        "extras": {extra: {name: find_spec(name) is not None for name in names} for extra, names in EXTRAS.items()},
+    }
+    worlds = {name: load_config(resolve_world(name)) for name in known_worlds()}
+    worlds["2.6b"] = published_world("2.6b", preset("2.6b"))
+    return {"machine": machine, "presets": {name: judged(world, machine) for name, world in worlds.items()}}
+
+
+def judged(world: WorldConfig, machine: dict[str, Any]) -> dict[str, Any]:
+    """One world on this machine: bytes by stage, in which ways it fits, and why not."""
+    dtype = getattr(torch, world.dtype)
+    needed, device = need(world, dtype), machine["device"]
+    peaks = ways_to_run(needed, device)
+    reasons = why_not(world, min(peaks.values()), machine)
+    return {
+        "image_size": list(world.image_size),
+        "dtype": world.dtype,
+        "kernels": {"attention": attention_kernel(world, device), "delta rule": "plain PyTorch in float32"},
+        "bytes": asdict(needed),
+        "peak_bytes": peaks,
+        "fits": not reasons,
+        "reasons": reasons,
+    }
+
+
+def why_not(world: WorldConfig, least: int, machine: dict[str, Any]) -> list[str]:
+    """What stands against running it here; empty if nothing does."""
+    reasons = []
+    if least > machine["free_memory"]:
+        reasons.append(f"needs {least / GB:.1f} GB, {machine['free_memory'] / GB:.1f} GB are free")
+    if world.name not in known_worlds():
+        rate = max(machine["tflops"].values())
+        if (seconds := STEP_TFLOP / rate) > SLOWEST_STEP_S:
+            reasons.append(
+                f"one step is {STEP_TFLOP} TFLOP: at the {rate:.2f} TFLOP/s measured here at least {seconds:.0f} s for 1.5 s of video"
+                + ("; no CUDA device" if machine["device"] == "cpu" else "")
+            )
+        if absent := [package for package, there in machine["extras"]["hub"].items() if not there]:
+            reasons.append(f"not installed: {', '.join(absent)} (pip install 'sana-wm-env[hub]')")
+    return reasons
+
+
+def matmul_tflops(device: str, dtype: torch.dtype, seconds: float = 0.1) -> float:
+    """Best rate of a Linear on the device, in TFLOP/s. A CPU's is that of one thread times the threads: no less than the real."""
+    if device.startswith("cuda"):
+        return _best_rate(torch.ones(8192, 8192, dtype=dtype, device=device), seconds, time.perf_counter)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        a = torch.ones(512, 512, dtype=dtype)
+        return threads * _best_rate(a, seconds, time.thread_time)  # of this thread alone, whatever else the machine does
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _best_rate(a: torch.Tensor, seconds: float, clock: Callable[[], float]) -> float:
+    best, began = 0.0, clock()
+    while clock() - began < seconds:
+        start = clock()
+        F.linear(a, a)[0, 0].item()  # item waits for the device
+        best = max(best, 2 * len(a) ** 3 / (clock() - start) / 1e12)
+    return best
+
+
+def attention_kernel(world: WorldConfig, device: str) -> str:
+    """Which implementation of attention torch takes for the sizes of a world."""
+    heads, head_dim = world.transformer.heads, world.transformer.head_dim
+    q = torch.empty(1, heads, 64, head_dim, dtype=getattr(torch, world.dtype), device=device)
+    return SDPBackend(torch._fused_sdp_choice(q, q, q)).name.lower().replace("_", " ")
+
+
+def in_words(found: dict[str, Any]) -> str:
+    """The findings as text."""
+    machine = found["machine"]
+    rates = ", ".join(f"{rate:.2f} TFLOP/s in {name}" for name, rate in machine["tflops"].items())
+    lines = [
+        f"torch        {machine['torch']}, {machine['threads']} threads",
+        f"device       {machine['device']}: {machine['processor']}, products at {rates}",
+        f"free         {machine['free_memory'] / GB:.1f} GB of memory on the device, {machine['free_disk'] / GB:.1f} GB of disk",
+    ]
+    for extra, packages in machine["extras"].items():
+        lines.append(
+            f"extra {extra:<7}" + ", ".join(f"{name} {'installed' if there else 'not installed'}" for name, there in packages.items())
+        )
+    for name, row in found["presets"].items():
+        height, width = row["image_size"]
+        lines += ["", f"{name}: {height} x {width}, {row['dtype']}, one session"]
+        lines += [f"  {what:<28}{kernel}" for what, kernel in row["kernels"].items()]
+        lines += [f"  {PARTS[part]:<28}{size / GB:>9.3f} GB" for part, size in row["bytes"].items()]
+        lines += [f"  peak {size / GB:.3f} GB, {way}" for way, size in row["peak_bytes"].items()]
+        lines += ["  fits"] if row["fits"] else [f"  does not fit: {reason}" for reason in row["reasons"]]
+    fitting = [name for name, row in found["presets"].items() if row["fits"]]
+    lines += ["", f"largest that fits: {fitting[-1]}" if fitting else "nothing fits: free some memory"]
+    return "\n".join(lines)

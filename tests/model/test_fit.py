@@ -1,0 +1,102 @@
+"""Computed bytes against what tensors really take, and against the published figures of the 2.6b network."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from sana_wm_env.model.config import WorldConfig, preset
+from sana_wm_env.model.fit import Need, decoder_bytes, need, session_bytes, ways_to_run
+from sana_wm_env.model.published import published_world
+from sana_wm_env.model.world import WorldModel, WorldState
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+STILL = torch.eye(4, dtype=torch.float64).repeat(1, 24, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def world() -> WorldModel:
+    return WorldModel.load("rooms")
+
+
+@pytest.fixture(scope="module")
+def session(world) -> WorldState:
+    """After as many chunks as fill the window."""
+    image = torch.zeros(1, *world.config.image_size, 3, dtype=torch.uint8)
+    state = world.start(image, torch.tensor([[32.0, 32.0, 32.0, 32.0]]), ["a red box"], [torch.Generator()])
+    for _ in range(2):
+        state = world.step(state, STILL)[1]
+    return state
+
+
+@pytest.fixture(scope="module")
+def computed(world) -> Need:
+    return need(world.config, torch.float32)
+
+
+def allocated(run: Callable[[], object]) -> int:
+    """The most bytes that torch's allocator had given out at once since `run` began, as the profiler saw it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        kept = run()
+    now = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    del kept
+    return peak
+
+
+def test_state_bytes_are_those_of_a_session(computed, session):
+    assert computed.state + computed.decoder == session.nbytes
+
+
+def test_weight_bytes_are_those_of_the_modules(computed, world):
+    assert computed.transformer == sum(t.nbytes for t in world.transformer.state_dict().values())
+    assert computed.autoencoder == sum(t.nbytes for t in world.autoencoder.state_dict().values())
+    assert computed.text_encoder == 0
+
+
+def test_a_pass_takes_what_was_computed(computed, world, session):
+    """But for the scratch memory of matrix products."""
+    config = world.config
+    camera, plucker = torch.zeros(1, 3, 20), torch.zeros(1, 48, 3, *config.grid)
+    camera[..., :16], camera[..., 16:] = torch.eye(4).flatten(), 4.0
+    latents = torch.zeros(1, config.transformer.in_channels, 3, *config.grid)
+
+    def clean_pass():
+        cameras = world.transformer.camera_context(camera, plucker, session.transformer.next_frame)
+        return cameras, world.transformer.commit(latents, session.text, cameras, session.transformer)
+
+    with torch.inference_mode():
+        clean_pass()
+        assert allocated(clean_pass) == pytest.approx(computed.pass_, rel=0.1)
+
+
+def test_a_decode_takes_what_was_computed(computed, world, session):
+    latents = torch.zeros(1, world.config.transformer.in_channels, 3, *world.config.grid)
+    with torch.inference_mode():
+        assert allocated(lambda: world.autoencoder.decode(latents, session.decoder)) == pytest.approx(computed.decode, rel=0.1)
+
+
+def test_the_published_network_carries_what_its_layout_says():
+    """facts/model.md section 7: 1,015,840,000 bytes at 704 x 1280; keys and values of the prompt, its mask and a counter come with it."""
+    carried, _ = session_bytes(preset("2.6b"), (22, 40), torch.bfloat16)
+    assert carried == 1_015_840_000 + 20 * 2 * 300 * 2240 * 2 + 300 + 8
+
+
+def test_the_kept_figures_of_the_published_decoder_are_those_of_diffusers_class():
+    pytest.importorskip("diffusers")
+    kept = published_world("2.6b", preset("2.6b"))
+    spelled_out = WorldConfig(**{**vars(kept), "autoencoder": {"kind": "ltx2", "latent_channels": 128}})
+    assert decoder_bytes(kept, torch.bfloat16) == pytest.approx(decoder_bytes(spelled_out, torch.bfloat16), rel=1e-3)
+    assert decoder_bytes(kept, torch.bfloat16)[0] == 595_189_760
+
+
+def test_what_is_elsewhere_does_not_count():
+    parts = Need(transformer=50, autoencoder=20, text_encoder=40, state=10, decoder=5, pass_=8, decode=16)
+    assert parts.peak == 50 + 20 + 40 + 10 + 5 + 16
+    assert parts.peak_released == 50 + 20 + 40 and parts.peak_offloaded == 50 + 10 + 8
+    assert list(ways_to_run(parts, "cuda").values()) == [141, 110, 68]
+    assert list(ways_to_run(parts, "cpu").values()) == [141, 110]
