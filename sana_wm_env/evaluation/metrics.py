@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ def psnr(a: Tensor, b: Tensor, mask: Tensor | None = None) -> Tensor:
     return 10.0 * torch.log10(255.0**2 / masked_mean(squared, mask).clamp(min=ROUNDING_MSE))
 
 
-def ssim_map(a: Tensor, b: Tensor) -> Tensor:
+def ssim_map(a: Tensor, b: Tensor, window: Literal["gaussian", "uniform"] = "gaussian") -> Tensor:
     """Structural similarity of each window (Wang, Bovik, Sheikh, Simoncelli 2004, equation 13).
 
     11x11 Gaussian window of standard deviation 1.5, K1 = 0.01, K2 = 0.03, range 255, per colour channel, mean over channels,
@@ -61,6 +62,7 @@ def ssim_map(a: Tensor, b: Tensor) -> Tensor:
     Args:
         a: uint8 (..., H, W, 3), H and W at least 11.
         b: the same shape.
+        window: "uniform" weighs the 121 pixels equally.
 
     Returns:
         float64 (..., H - 10, W - 10), at most 1; entry (y, x) belongs to the window centred on pixel (y + 5, x + 5).
@@ -69,7 +71,7 @@ def ssim_map(a: Tensor, b: Tensor) -> Tensor:
     height, width = a.shape[-3:-1]
     if min(height, width) < 11:
         raise ValueError(f"got images of {height}x{width} pixels; SSIM's window needs at least 11x11")
-    rows, columns = _gaussian_windows(height, a.device), _gaussian_windows(width, a.device)
+    rows, columns = _windows(height, a.device, window), _windows(width, a.device, window)
 
     def blur(image: Tensor) -> Tensor:  # (..., 3, H, W) -> (..., 3, H - 10, W - 10)
         return rows @ image @ columns.T
@@ -82,10 +84,11 @@ def ssim_map(a: Tensor, b: Tensor) -> Tensor:
     return similarity.mean(-3)
 
 
-def _gaussian_windows(length: int, device: torch.device) -> Tensor:
+def _windows(length: int, device: torch.device, shape: str) -> Tensor:
     """One row per window of 11 pixels: (length - 10, length). As matrix products these are far faster than float64 convolutions."""
     offset = torch.arange(length, device=device) - torch.arange(length - 10, device=device)[:, None] - 5
-    weight = torch.exp(-(offset.double() ** 2) / (2 * 1.5**2)) * (offset.abs() <= 5)
+    height = torch.exp(-(offset.double() ** 2) / (2 * 1.5**2)) if shape == "gaussian" else 1.0
+    weight = height * (offset.abs() <= 5).double()
     return weight / weight.sum(1, keepdim=True)
 
 

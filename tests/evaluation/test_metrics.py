@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, uniform_filter
 
 from sana_wm_env.evaluation import metrics
 
@@ -78,19 +78,21 @@ def test_ssim_of_a_negative_is_negative():
     assert metrics.ssim(image, 255 - image).item() < -0.9
 
 
-def test_ssim_agrees_with_an_independent_filter():
+@pytest.mark.parametrize("window", ["gaussian", "uniform"])
+def test_ssim_agrees_with_an_independent_filter(window):
     a, b = noise(32, 40, 3, seed=1), noise(32, 40, 3, seed=2)
     b = ((a.int() * 3 + b.int()) // 4).to(torch.uint8)
     x, y = a.double().numpy(), b.double().numpy()
 
     def blur(image: np.ndarray) -> np.ndarray:  # truncate=3.5 gives the 11 taps of the paper
-        return gaussian_filter(image, (1.5, 1.5, 0), truncate=3.5)[5:-5, 5:-5]
+        blurred = gaussian_filter(image, (1.5, 1.5, 0), truncate=3.5) if window == "gaussian" else uniform_filter(image, (11, 11, 1))
+        return blurred[5:-5, 5:-5]
 
     mx, my = blur(x), blur(y)
     vx, vy, cov = blur(x * x) - mx**2, blur(y * y) - my**2, blur(x * y) - mx * my
     c1, c2 = 2.55**2, 7.65**2
     wanted = ((2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))).mean()
-    assert metrics.ssim(a, b).item() == pytest.approx(wanted, abs=1e-9)
+    assert metrics.ssim_map(a, b, window).mean().item() == pytest.approx(wanted, abs=1e-9)
 
 
 def test_masked_ssim_counts_only_windows_centred_in_the_mask():
