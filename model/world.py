@@ -16,6 +16,7 @@ from torch import Tensor
 from .cameras import STRIDE, camera_inputs
 from .checkpoint import CheckpointError, check_variant, load_config, load_transformer, resolve_world
 from .config import Variant, WorldConfig
+from .fit import check_fits
 from .parts import AnyAutoencoder, AnyTextEncoder, open_autoencoder, open_text_encoder
 from .sampler import CLIP_GUIDANCE, Rule, clip_levels, sample_chunk, sample_clip
 from .state import TextContext
@@ -49,7 +50,7 @@ class WorldModel:
         cls,
         world: str | Path = "rooms",
         device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         offload: Mapping[str, str] | None = None,
         variant: Variant = "streaming",
     ) -> "WorldModel":
@@ -58,13 +59,13 @@ class WorldModel:
         Args:
             world: which one, see `resolve_world`.
             device: where the transformer runs, and whatever `offload` does not name.
-            dtype: of all weights.
+            dtype: of all weights; None for the one that the world names.
             offload: another device for "autoencoder" or "text", such as {"autoencoder": "cuda:1", "text": "cpu"}; "text": "release" runs
                 the text encoder on `device` and frees its memory after every start.
             variant: one of `config.variants`.
 
         Raises:
-            CheckpointError: something is missing or does not fit; it says what, before any weight is read where it can.
+            CheckpointError: something is missing, does not fit, or finds no room; it says what, before any weight is read where it can.
             ImportError: the world needs diffusers or transformers, and they are not installed.
             ValueError: `offload` names something else.
         """
@@ -75,6 +76,8 @@ class WorldModel:
         folder = resolve_world(world)
         config = load_config(folder)
         check_variant(config, variant)
+        dtype = dtype or getattr(torch, config.dtype)
+        check_fits(config, dtype, str(device), offload)
         try:
             text_encoder = open_text_encoder(folder, config, dtype, device if release else places["text"], keep=not release)
             autoencoder = open_autoencoder(folder, config, dtype, places["autoencoder"])
