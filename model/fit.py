@@ -2,7 +2,7 @@
 
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .autoencoder import Autoencoder, AutoencoderConfig
+from .checkpoint import CheckpointError, known_worlds, load_config, resolve_world
 from .config import TransformerConfig, WorldConfig
 from .hub import AUTOENCODER_PARAMETERS, GEMMA_PARAMETERS
 from .ltx2 import LTX2Autoencoder
@@ -46,41 +47,78 @@ class Need:
     pass_: int
     decode: int
 
-    @property
-    def peak(self) -> int:
-        """Everything on one device. The stages of a step run one after the other, so only the larger transient counts."""
-        return self.transformer + self.autoencoder + self.text_encoder + self.state + self.decoder + max(self.pass_, self.decode)
-
-    @property
-    def peak_released(self) -> int:
-        """With offload={"text": "release"}: the text encoder is there at the start of an episode and not in its steps."""
-        weights = self.transformer + self.autoencoder
-        return weights + max(self.text_encoder, self.state + self.decoder + max(self.pass_, self.decode))
-
-    @property
-    def peak_offloaded(self) -> int:
-        """On the device of the transformer, with offload={"autoencoder": ..., "text": ...}, both on another device."""
-        return self.transformer + self.state + self.pass_
-
 
 def need(config: WorldConfig, dtype: torch.dtype) -> Need:
     """What one session of a world needs with weights in `dtype`. Takes a second; no weight is read or made."""
-    with torch.device("meta"):
-        weights = dtype.itemsize * sum(t.numel() for t in Transformer(config.transformer).state_dict().values())
     state, pass_ = session_bytes(config.transformer, config.grid, dtype)
     decoder, decode, of_autoencoder = decoder_bytes(config, dtype)
     of_text = dtype.itemsize * GEMMA_PARAMETERS if config.text.get("kind") == "gemma2" else 0  # the other kind computes its features
-    return Need(weights, of_autoencoder, of_text, state + record_bytes(config), decoder, pass_, decode)
+    return Need(weight_bytes(config.transformer, dtype), of_autoencoder, of_text, state + record_bytes(config), decoder, pass_, decode)
 
 
-def ways_to_run(needed: Need, device: str | torch.device) -> dict[str, int]:
+def bytes_by_device(needed: Need, device: str, offload: Mapping[str, str] | None = None) -> dict[str, int]:
+    """The most bytes that a session takes at once on each device, `offload` being that of `WorldModel.load`.
+
+    The stages of a step run one after the other, so only the largest transient counts. A text encoder that is released is there at the
+    start of an episode and not in its steps.
+    """
+    places = {"autoencoder": device, "text": device, **(offload or {})}
+    found = {}
+    for place in dict.fromkeys((device, *places.values())):
+        if place == "release":
+            continue
+        network, autoencoder = place == device, place == places["autoencoder"]
+        weights = network * needed.transformer + autoencoder * needed.autoencoder
+        session = network * needed.state + autoencoder * needed.decoder + max(network * needed.pass_, autoencoder * needed.decode)
+        if place == places["text"]:
+            weights += needed.text_encoder
+        released = needed.text_encoder if network and places["text"] == "release" else 0
+        found[place] = weights + max(session, released)
+    return found
+
+
+def ways_to_run(needed: Need, device: str) -> dict[str, int]:
     """Peak bytes on `device` by what is done to save memory there, the plain way first."""
-    ways = {"everything on the device": needed.peak}
+    ways: list[dict[str, str]] = [{}]
     if needed.text_encoder:
-        ways['offload={"text": "release"}'] = needed.peak_released
+        ways.append({"text": "release"})
         if torch.device(device).type != "cpu":
-            ways['offload={"autoencoder": "cpu", "text": "cpu"}'] = needed.peak_offloaded
-    return ways
+            ways += [{"text": "cpu"}, {"autoencoder": "cpu", "text": "cpu"}]
+    return {f"offload={way}" if way else "everything on the device": bytes_by_device(needed, device, way)[device] for way in ways}
+
+
+def check_fits(config: WorldConfig, dtype: torch.dtype, device: str, offload: Mapping[str, str] | None = None) -> None:
+    """Refuse a world that has no room, before any of its weights is read.
+
+    A world with less than a gigabyte of weights is let through: looking would take longer than loading it.
+
+    Raises:
+        CheckpointError: says how much is needed and free on which device, what would save enough, and which bundled world fits.
+    """
+    if weight_bytes(config.transformer, dtype) < GB:
+        return
+    needed = need(config, dtype)
+    for place, size in bytes_by_device(needed, device, offload).items():
+        free = free_memory(place)
+        if size <= free:
+            continue
+        parts = ", ".join(f"{name.rstrip('_').replace('_', ' ')} {part / GB:.1f}" for name, part in vars(needed).items())
+        saving = [way for way, less in ways_to_run(needed, device).items() if less <= free and place == device]
+        smaller = {
+            name: max(ways_to_run(need(load_config(resolve_world(name)), torch.float32), device).values()) for name in known_worlds()
+        }
+        others = [name for name in sorted(smaller, key=lambda name: smaller[name]) if smaller[name] <= free]
+        advice = f"{saving[0]} would do; " if saving else ""
+        advice += f"the nearest world that fits is {others[-1]!r}" if others else "no bundled world fits either"
+        raise CheckpointError(
+            f"the world {config.name!r} needs {size / GB:.1f} GB on {place}, where {free / GB:.1f} GB are free (in GB: {parts}); {advice}"
+        )
+
+
+def weight_bytes(config: TransformerConfig, dtype: torch.dtype) -> int:
+    """Bytes of the transformer's parameters and buffers."""
+    with torch.device("meta"):
+        return dtype.itemsize * sum(t.numel() for t in Transformer(config).state_dict().values())
 
 
 def record_bytes(config: WorldConfig) -> int:
@@ -199,7 +237,8 @@ def free_memory(device: str | torch.device) -> int:
     """Bytes that a new tensor could take on a device: CUDA's own count, or what the operating system calls available."""
     device = torch.device(device)
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, to be given out again
+        return torch.cuda.mem_get_info(device)[0] + unused
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))

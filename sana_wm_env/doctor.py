@@ -133,7 +133,8 @@ def attention_kernel(world: WorldConfig, device: str) -> str:
     """Which implementation of attention torch takes for the sizes of a world."""
     heads, head_dim = world.transformer.heads, world.transformer.head_dim
     q = torch.empty(1, heads, 64, head_dim, dtype=getattr(torch, world.dtype), device=device)
-    return SDPBackend(torch._fused_sdp_choice(q, q, q)).name.lower().replace("_", " ")
+    chosen = torch._fused_sdp_choice(q, q, q)  # pyright: ignore[reportPrivateImportUsage]  # nothing public tells
+    return SDPBackend(chosen).name.lower().replace("_", " ")
 
 
 def in_words(found: dict[str, Any]) -> str:

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from sana_wm_env.model import fit
+from sana_wm_env.model.checkpoint import CheckpointError
 from sana_wm_env.model.config import WorldConfig, preset
-from sana_wm_env.model.fit import Need, decoder_bytes, need, session_bytes, ways_to_run
+from sana_wm_env.model.fit import Need, bytes_by_device, decoder_bytes, need, session_bytes, ways_to_run
 from sana_wm_env.model.published import published_world
 from sana_wm_env.model.world import WorldModel, WorldState
 
@@ -94,9 +96,35 @@ def test_the_kept_figures_of_the_published_decoder_are_those_of_diffusers_class(
     assert decoder_bytes(kept, torch.bfloat16)[0] == 595_189_760
 
 
+PARTS = Need(transformer=50, autoencoder=20, text_encoder=40, state=10, decoder=5, pass_=8, decode=16)
+
+
 def test_what_is_elsewhere_does_not_count():
-    parts = Need(transformer=50, autoencoder=20, text_encoder=40, state=10, decoder=5, pass_=8, decode=16)
-    assert parts.peak == 50 + 20 + 40 + 10 + 5 + 16
-    assert parts.peak_released == 50 + 20 + 40 and parts.peak_offloaded == 50 + 10 + 8
-    assert list(ways_to_run(parts, "cuda").values()) == [141, 110, 68]
-    assert list(ways_to_run(parts, "cpu").values()) == [141, 110]
+    assert bytes_by_device(PARTS, "cuda") == {"cuda": 50 + 20 + 40 + 10 + 5 + 16}
+    assert bytes_by_device(PARTS, "cuda", {"text": "release"}) == {"cuda": 50 + 20 + 40}  # more than a step: 10 + 5 + 16
+    assert bytes_by_device(PARTS, "cuda", {"text": "cpu"}) == {"cuda": 50 + 20 + 10 + 5 + 16, "cpu": 40}
+    both = {"cuda": 50 + 10 + 8, "cpu": 20 + 40 + 5 + 16}
+    assert bytes_by_device(PARTS, "cuda", {"autoencoder": "cpu", "text": "cpu"}) == both
+    assert list(ways_to_run(PARTS, "cuda").values()) == [141, 110, 101, 68] and list(ways_to_run(PARTS, "cpu").values()) == [141, 110]
+
+
+def test_a_world_without_room_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    """The folder holds no weights, so that only what is said first can be said."""
+    (tmp_path / "sana_dit").mkdir()
+    monkeypatch.setattr(fit, "free_memory", lambda device: 15 * fit.GB)
+    with pytest.raises(CheckpointError) as refused:
+        WorldModel.load(tmp_path)
+    said = str(refused.value)
+    assert "needs 17.0 GB on cpu, where 15.0 GB are free (in GB: transformer 5.3, autoencoder 2.4, text encoder 5.2" in said
+    assert said.endswith("; offload={'text': 'release'} would do; the nearest world that fits is 'rooms'")
+    monkeypatch.setattr(fit, "free_memory", lambda device: 40_000_000)
+    with pytest.raises(CheckpointError, match=r"no bundled world fits either$"):
+        WorldModel.load(tmp_path)
+    monkeypatch.setattr(fit, "free_memory", lambda device: 20 * fit.GB)
+    with pytest.raises(CheckpointError, match="sana-wm download"):
+        WorldModel.load(tmp_path)
+
+
+def test_a_small_world_is_never_refused(monkeypatch):
+    monkeypatch.setattr(fit, "free_memory", lambda device: 0)
+    assert WorldModel.load("rooms").transformer.dtype == torch.float32

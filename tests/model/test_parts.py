@@ -1,6 +1,7 @@
 """A world with the parts of the published ones, small and random: LTX-2 autoencoder, Gemma-2 text encoder. From folder to environment."""
 
 import shutil
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -15,7 +16,7 @@ from tiny_gemma import INSTRUCTION, WIDTH, write_tiny_gemma
 from tiny_networks import tiny_config, tiny_network
 
 import sana_wm_env  # noqa: F401 (registers the ids)
-from sana_wm_env.model.checkpoint import CheckpointError, save_world
+from sana_wm_env.model.checkpoint import CheckpointError, save_world, write_config
 from sana_wm_env.model.config import WorldConfig
 from sana_wm_env.model.gemma import GemmaTextEncoder
 from sana_wm_env.model.ltx2 import LTX2Autoencoder
@@ -132,6 +133,22 @@ def test_what_is_missing_or_does_not_fit_is_named(folder, tmp_path, monkeypatch)
     (target / "text_encoder").rename(target / "elsewhere")
     with pytest.raises(CheckpointError, match=r"sana-wm download Efficient-Large-Model/gemma-2-2b-it"):
         WorldModel.load(target)
+
+
+def test_a_world_is_run_in_the_numbers_that_it_names(folder, tmp_path):
+    target = shutil.copytree(folder, tmp_path / "half")
+    write_config(target, replace(CONFIG, dtype="bfloat16"), "world")
+    image, camera = torch.from_numpy(IMAGE[:64, :96].copy())[None], torch.tensor([[80.0, 80.0, 48.0, 32.0]])
+    still, shown = torch.eye(4, dtype=torch.float64).repeat(1, 24, 1, 1), []
+    for place, dtype in ((folder, torch.float32), (target, torch.bfloat16)):
+        world = WorldModel.load(place)
+        assert {p.dtype for p in (*world.transformer.parameters(), *world.autoencoder.parameters())} == {dtype}
+        state = world.start(image, camera, ["a red box"], [torch.Generator().manual_seed(0)])
+        assert state.text.keys[0].dtype == dtype
+        for _ in range(2):
+            frames, state = world.step(state, still)
+        shown.append(frames.float())
+    assert 0 < (shown[0] - shown[1]).abs().mean() < 0.1 * shown[0].std()
 
 
 def test_bad_offload_is_refused(folder):
