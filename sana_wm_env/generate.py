@@ -76,8 +76,10 @@ class GenerateConfig:
     guidance: float | None = None
     """how far from no prompt to the prompt and beyond (default: 1, which is none, when streaming, otherwise 5)"""
     device: str = "cpu"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """of all weights"""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """of all weights (default: the world's own)"""
+    offload: dict[str, str] | None = None
+    """other devices for the world's parts, such as: autoencoder cuda:1 text cpu; text release frees its memory once the text is encoded"""
 
 
 class Schedule(NamedTuple):
@@ -96,7 +98,8 @@ def run(config: GenerateConfig) -> int:
     schedule = schedule_of(config, settings)
     path = clip_path(config, settings)
     first, room = first_frame(config, settings, path)
-    world = WorldModel.load(folder, config.device, getattr(torch, config.dtype), variant=config.variant)
+    dtype = None if config.dtype is None else getattr(torch, config.dtype)
+    world = WorldModel.load(folder, config.device, dtype, config.offload, config.variant)
     if config.variant == "streaming":
         world.config = replace(world.config, sigmas=schedule.sigmas)
     print(f"{len(path)} frames, {(len(path) - 1) / settings.fps:.1f} s, {config.variant}, {len(schedule.sigmas) - 1} steps, ", end="")

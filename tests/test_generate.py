@@ -65,12 +65,14 @@ def test_every_variant_from_one_command_to_a_video_that_repeats_itself(walk, tmp
     assert len(np.load(tmp_path / "a.npz")["sigmas"]) == 3
 
 
-def test_variants_and_seeds_differ(walk, tmp_path):
+def test_variants_seeds_and_dtypes_differ(walk, tmp_path):
     videos = []
-    for more in (["--variant", "streaming"], ["--variant", "bidirectional"], ["--seed", "1"]):
-        main([*walk, "--frames", "25", *more])
+    half = ["--dtype", "bfloat16", "--offload", "text", "release"]
+    for more in (["--variant", "streaming"], ["--variant", "bidirectional"], ["--variant", "bidirectional", *half], ["--seed", "1"]):
+        assert main([*walk, "--frames", "25", *more]) == 0
         videos.append(video(tmp_path))
-    assert len({frames[-1].tobytes() for frames in videos}) == 3
+    assert len({frames[-1].tobytes() for frames in videos}) == 4
+    assert np.abs(videos[1] - videos[2].astype(int)).mean() < 3  # the same but for rounding
 
 
 def test_truth_stands_on_the_right(walk, tmp_path, capsys):
@@ -161,6 +163,7 @@ def test_a_camera_path_begins_where_its_first_pose_is(walk, tmp_path):
         (["--image", "none.png", "--fov-deg", "60", "--truth"], "nobody knows the truth"),
         (["--image", "none.png", "--fov-deg", "60"], "there is no such file"),
         (["--out", "a.avi"], "ends in .mp4"),
+        (["--offload", "eyes", "cpu"], "wanted a device for 'autoencoder' or 'text'"),
     ],
 )
 def test_wrong_input_is_said_and_exits_2_and_writes_nothing(walk, wrongs, tmp_path, capsys, wrong, message):
