@@ -76,6 +76,14 @@ COMMANDS: dict[str, Command | Group] = {
             "convert": Command("The same weights in another layout.", "checkpoint:convert_command"),
         },
     ),
+    "agents": Group(
+        "Scripts, planners and policies in the environments.",
+        {
+            "run": Command("Play one episode, say what happens, write the video.", "agents.run:run"),
+            "train": Command("Train a policy with PPO, in imagination or in the truth; resumable.", "agents.ppo:train"),
+            "evaluate": Command("Play many episodes: success, return, path, with 95 % intervals.", "agents.evaluate:run"),
+        },
+    ),
     "parity": Command("Run a network on golden files and compare every number; exit 1 above tolerance.", "cli:parity"),
 }
 

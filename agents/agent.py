@@ -1,0 +1,71 @@
+"""What every agent is: something that is shown an observation and says how the camera moves next."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sana_wm_env.actions import PIECES
+from sana_wm_env.base import CameraEnv
+from sana_wm_env.observations import Frames
+
+Action = NDArray[np.float32]
+
+
+class Agent(ABC):
+    """Plays one episode at a time: `reset(seed)` at its start, then `act` once per chunk."""
+
+    def reset(self, seed: int | None = None) -> None:  # noqa: B027  # most agents keep nothing
+        """Forgets the last episode. Whatever the agent draws at random in the next one follows from `seed`."""
+
+    @abstractmethod
+    def act(self, observation: Any, env: CameraEnv) -> Action:
+        """What to do next.
+
+        Args:
+            observation: what `reset` or `step` of the environment returned.
+            env: the environment itself, `env.unwrapped`: its spaces and limits for a policy, `c2w` for a script, `imagine` for a planner.
+                An agent leaves it as it is.
+
+        Returns:
+            (action size,) float32, a point of `env.action_space`.
+        """
+
+
+def steer(chunk: Any, env: CameraEnv) -> Action:
+    """The action of any `action_mode` that moves with constant velocity through the chunk.
+
+    Args:
+        chunk: (..., 6) within [-1, 1]: right, down, forward, look up, turn right, roll clockwise, in shares of the limits.
+        env: the environment that will take it.
+
+    Returns:
+        (..., action size) float32.
+    """
+    held = np.asarray(chunk, np.float32)
+    return np.tile(held, (*[1] * (held.ndim - 1), PIECES[env.action_mode]))
+
+
+def newest_image(observation: Any) -> Frames:
+    """The newest frame (H, W, 3) in an observation of any `obs_mode`."""
+    image = observation["image"] if isinstance(observation, dict) else observation
+    return image[-1] if image.ndim == 4 else image
+
+
+def entry(observation: Any, *names: str) -> tuple[str, Any]:
+    """Name and value of the first of some entries that a dict observation has.
+
+    Raises:
+        ValueError: it has none of them; the message says where to get them.
+    """
+    given: Sequence[str] = sorted(observation) if isinstance(observation, dict) else ()
+    for name in names:
+        if name in given:
+            return name, observation[name]
+    shown = f"entries {', '.join(given)}" if given else "pictures alone"
+    raise ValueError(
+        f"got observations with {shown}; wanted {' or '.join(names)}: an environment such as SanaWM-Goal-v0 or SanaWM-Follow-v0, "
+        'with obs_mode="dict"'
+    )

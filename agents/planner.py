@@ -1,0 +1,163 @@
+"""Planning by trying out: draw candidates, imagine them, draw better ones, do the beginning of the best, plan again.
+
+`cem.py` and `mppi.py` say how to draw better ones; all else is here.
+"""
+
+import time
+from abc import abstractmethod
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sana_wm_env.base import CameraEnv
+from sana_wm_env.camera import Array
+
+from .agent import Action, Agent, steer
+from .imagination import Imagination, OwnImagination
+from .objectives import Objective, Worth, make_objective
+
+
+@dataclass(frozen=True)
+class PlannerConfig:
+    """How much is tried out."""
+
+    horizon: int = 3
+    """chunks that a plan looks ahead"""
+    candidates: int = 64
+    """sequences of actions per iteration"""
+    iterations: int = 4
+    """times that candidates are drawn"""
+    replan_every: int = 1
+    """chunks of a plan that are carried out before the next one"""
+    hold: int = 1
+    """chunks that share one twist: 3 with a horizon of 3 has the least to search"""
+    axes: tuple[int, ...] = (0, 2, 4)
+    """what moves: 0 right, 1 down, 2 forward, 3 look up, 4 turn right, 5 roll; by default what a walker does on level ground"""
+    spread: float = 0.7
+    """standard deviation of the first candidates, in shares of the limits"""
+    least_spread: float = 0.03
+    """standard deviation that is always kept"""
+    warm_start: bool = True
+    """begin with the rest of the last plan"""
+
+    def __post_init__(self) -> None:
+        """ValueError for figures that make no sense."""
+        for name, least in {"horizon": 1, "candidates": 2, "iterations": 1, "replan_every": 1, "hold": 1}.items():
+            if not getattr(self, name) >= least:
+                raise ValueError(f"got {name}={getattr(self, name)!r}; wanted at least {least}")
+        if self.replan_every > self.horizon:
+            raise ValueError(f"got replan_every={self.replan_every} with a horizon of {self.horizon} chunks; wanted no more than that")
+        if not self.axes or any(axis not in range(6) for axis in self.axes) or len({*self.axes}) < len(self.axes):
+            raise ValueError(f"got axes={self.axes!r}; wanted different numbers from 0 to 5")
+        if not 0 < self.least_spread <= self.spread:
+            raise ValueError(f"got spread={self.spread!r}, least_spread={self.least_spread!r}; wanted 0 < least_spread <= spread")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(pieces, axes) of what is searched."""
+        return -(-self.horizon // self.hold), len(self.axes)
+
+
+class Plan(NamedTuple):
+    """The best that was found.
+
+    Attributes:
+        actions: (k, action size) float32, k at most the horizon.
+        rewards: (k,) what the task would pay for them, as imagined.
+        value: what the objective makes of it.
+        twists: (pieces, axes), the same before it was made into actions.
+    """
+
+    actions: Action
+    rewards: Array
+    value: float
+    twists: Array
+
+
+class Planner(Agent):
+    """Plans with an imagination towards an objective, over a receding horizon.
+
+    Args:
+        config: how much is tried out.
+        objective: "reward", "frames", "latents" or an `Objective`.
+        imagination: where it is tried out; by default the environment's own.
+    """
+
+    def __init__(self, config: PlannerConfig | None = None, objective: str | Objective = "reward", imagination: Imagination | None = None):
+        self.config = PlannerConfig() if config is None else config
+        self.objective = make_objective(objective) if isinstance(objective, str) else objective
+        self.imagination = OwnImagination() if imagination is None else imagination
+        self.reset()
+
+    @abstractmethod
+    def _improve(self, drawn: Array, values: Array) -> tuple[Array, Array]:
+        """Mean and standard deviation (pieces, axes) to draw from next, from candidates (N, pieces, axes) and their values (N,)."""
+
+    def reset(self, seed: int | None = None) -> None:
+        """Forgets plans and figures."""
+        self._rng = np.random.default_rng(seed)
+        self.imagination.reset(seed)
+        self._left: deque[tuple[Action, float]] = deque()
+        self._last: Plan | None = None
+        self.imagined_return, self.plans, self.imagined_chunks, self.plan_seconds = 0.0, 0, 0, 0.0
+
+    def report(self) -> dict[str, float]:
+        """Of this episode: imagined return of what was done, number of plans, chunks imagined for them, seconds they took."""
+        return {
+            "imagined_return": self.imagined_return,
+            "plans": self.plans,
+            "imagined_chunks": self.imagined_chunks,
+            "plan_seconds": self.plan_seconds,
+        }
+
+    def act(self, observation: Any, env: CameraEnv) -> Action:
+        """The next action of the plan, after planning anew if it is time to."""
+        began = time.perf_counter()
+        self.imagination.follow(observation, env)
+        if not self._left:
+            plan = self.plan(observation, env)
+            self._left.extend(list(zip(plan.actions, plan.rewards.tolist(), strict=True))[: self.config.replan_every])
+        self.plan_seconds += time.perf_counter() - began
+        action, reward = self._left.popleft()
+        self.imagined_return += reward
+        return action
+
+    def plan(self, observation: Any, env: CameraEnv) -> Plan:
+        """The best of all candidates of all iterations, cut where the objective says that it should stop."""
+        config = self.config
+        mean, spread = self._first_mean(), np.full(config.shape, config.spread)
+        best: Plan | None = None
+        for _ in range(config.iterations):
+            drawn = np.clip(mean + spread * self._rng.standard_normal((config.candidates, *config.shape)), -1, 1)
+            drawn[0] = mean
+            actions = self.actions(drawn, env)
+            imagined = self.imagination(env, actions, self.objective.decode(env))
+            worth: Worth = self.objective(imagined, observation, env, self.imagination)
+            first = int(worth.values.argmax())
+            if best is None or worth.values[first] > best.value:
+                kept = slice(int(worth.chunks[first]))
+                best = Plan(actions[first, kept], imagined.rewards[first, kept], float(worth.values[first]), drawn[first])
+            mean, spread = self._improve(drawn, worth.values)
+            spread = np.clip(spread, config.least_spread, config.spread)
+            self.imagined_chunks += actions.shape[0] * actions.shape[1]
+        assert best is not None
+        self.plans += 1
+        self._last = best
+        return best
+
+    def actions(self, twists: Array, env: CameraEnv) -> NDArray[np.float32]:
+        """Twists of the moving axes (N, pieces, axes) -> actions (N, horizon, action size)."""
+        full = np.zeros((*twists.shape[:2], 6))
+        full[..., list(self.config.axes)] = twists
+        return steer(np.repeat(full, self.config.hold, axis=1)[:, : self.config.horizon], env)
+
+    def _first_mean(self) -> Array:
+        """The rest of the last plan, then standing still."""
+        mean = np.zeros(self.config.shape)
+        done = self.config.replan_every // self.config.hold
+        if self.config.warm_start and self._last is not None and done < len(mean):
+            mean[: len(mean) - done] = self._last.twists[done:]
+        return mean
