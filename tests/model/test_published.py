@@ -227,3 +227,21 @@ def test_ids_are_read_with_and_without_a_revision():
 def test_names_of_both_kinds_become_native():
     assert native_name("t_embedder.linear_2.bias") == native_name("t_embedder.mlp.2.bias") == "t_embedder.mlp.2.bias"
     assert native_name("blocks.0.attn.proj.bias") == "blocks.0.attn.proj.bias"
+
+
+@pytest.mark.parametrize(
+    ("file", "variant"),
+    [
+        ("sana_dit/model.pt", "streaming"),
+        ("dit/sana_wm_1600m_720p.safetensors", "bidirectional"),
+        ("dit/sana_wm_chunk_causal_1600m_720p.safetensors", "chunk_causal"),
+        ("transformer/diffusion_pytorch_model.safetensors.index.json", "bidirectional"),
+    ],
+)
+def test_a_published_checkpoint_is_of_one_variant(tmp_path, file, variant):
+    (tmp_path / file).parent.mkdir()
+    (tmp_path / file).touch()
+    config = read_config(tmp_path)
+    assert config.variants == (variant,) and config.transformer == preset("2.6b")
+    with pytest.raises(CheckpointError, match=f"has no variant '.*'; it has {variant}"):
+        WorldModel.load(tmp_path, variant="bidirectional" if variant != "bidirectional" else "streaming")
