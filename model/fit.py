@@ -104,15 +104,18 @@ def check_fits(config: WorldConfig, dtype: torch.dtype, device: str, offload: Ma
             continue
         parts = ", ".join(f"{name.rstrip('_').replace('_', ' ')} {part / GB:.1f}" for name, part in vars(needed).items())
         saving = [way for way, less in ways_to_run(needed, device).items() if less <= free and place == device]
-        smaller = {
-            name: max(ways_to_run(need(load_config(resolve_world(name)), torch.float32), device).values()) for name in known_worlds()
-        }
-        others = [name for name in sorted(smaller, key=lambda name: smaller[name]) if smaller[name] <= free]
-        advice = f"{saving[0]} would do; " if saving else ""
-        advice += f"the nearest world that fits is {others[-1]!r}" if others else "no bundled world fits either"
+        advice = f"{saving[0]} would do; {nearest(free, device)}" if saving else nearest(free, device)
         raise CheckpointError(
             f"the world {config.name!r} needs {size / GB:.1f} GB on {place}, where {free / GB:.1f} GB are free (in GB: {parts}); {advice}"
         )
+
+
+def nearest(free: int, device: str) -> str:
+    """In words, the largest bundled world that takes no more than `free` bytes of a device."""
+    settings = [load_config(resolve_world(name)) for name in known_worlds()]
+    sizes = {world.name: max(ways_to_run(need(world, getattr(torch, world.dtype)), device).values()) for world in settings}
+    fitting = [name for name, size in sizes.items() if size <= free]
+    return f"the nearest world that fits is {max(fitting, key=sizes.__getitem__)!r}" if fitting else "no bundled world fits either"
 
 
 def weight_bytes(config: TransformerConfig, dtype: torch.dtype) -> int:

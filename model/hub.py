@@ -106,6 +106,21 @@ def parse_id(text: str) -> tuple[str, str]:
     return match["name"], match["revision"] or DEFAULT_REVISION
 
 
+def parts_of(name: str) -> tuple[Part, ...]:
+    """What a repository needs to run as a world, or what worlds take from it; nothing if the table does not know it."""
+    others = (part for parts in REPOSITORIES.values() for part in parts if part.repository == name)
+    return REPOSITORIES.get(name) or tuple(dict.fromkeys(others))
+
+
+def is_downloaded(part: Part, revision: str) -> bool:
+    """Whether each of a part's patterns has a file on this machine. No connection is made."""
+    try:
+        folder = downloaded(f"{part.repository}@{revision}")
+    except CheckpointError:
+        return False
+    return all(any(folder.glob(pattern)) for pattern in part.files)
+
+
 def downloaded(text: str) -> Path:
     """Folder of a repository that was downloaded before; no connection is made. CheckpointError with the command that gets it."""
     name, revision = parse_id(text)
@@ -115,6 +130,7 @@ def downloaded(text: str) -> Path:
     except ImportError:
         raise CheckpointError(f"got {text!r}; opening repositories of the hub needs huggingface_hub: {INSTALL}") from None
     try:
-        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+        # no pattern: of a repository that was fetched in parts, the rest would be called missing; what opens a file says so
+        return Path(snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=[]))
     except LocalEntryNotFoundError:
         raise CheckpointError(f"{text} is not on this machine: `sana-wm download {text}` gets it") from None
