@@ -73,7 +73,7 @@ def test_what_has_no_room_is_refused_before_a_byte_moves(memory, disk, said, mon
 
 
 def test_offline_is_respected(monkeypatch, capsys, no_connection):
-    monkeypatch.setattr(pytest.importorskip("huggingface_hub").constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(pytest.importorskip("huggingface_hub.constants"), "HF_HUB_OFFLINE", True)
     assert cli.main(["download", GEMMA]) == cli.main(["download", "someone/something", "--dry-run"]) == 2
     assert "HF_HUB_OFFLINE set; unset it to fetch, nothing was asked of the hub" in capsys.readouterr().err
 
@@ -114,7 +114,7 @@ class Hub(BaseHTTPRequestHandler):
 
 
 def test_a_download_takes_what_the_table_names_and_nothing_else(cache, monkeypatch):
-    constants = pytest.importorskip("huggingface_hub").constants
+    constants = pytest.importorskip("huggingface_hub.constants")
     files = {"config.json": b"{}", "model.safetensors": b"weights", "tokenizer.model": b"words", "model.gguf": b"for others"}
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, files))
     Thread(target=server.serve_forever, daemon=True).start()

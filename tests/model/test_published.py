@@ -206,7 +206,7 @@ def test_opening_a_folder_opens_no_connection(tmp_path, weights, monkeypatch):
 
 
 def test_a_downloaded_repository_is_found_by_its_revision(tmp_path, weights, monkeypatch):
-    constants = pytest.importorskip("huggingface_hub").constants
+    constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     home = tmp_path / "models--someone--something"
     (home / "refs").mkdir(parents=True)
