@@ -17,7 +17,7 @@ def run(code: str, cwd: Path) -> str:
 
 
 def test_import_is_light(tmp_path):
-    heavy = ("torch", "diffusers", "transformers", "triton", "scipy", "av", "stable_baselines3", "minari", "h5py")
+    heavy = ("torch", "diffusers", "transformers", "triton", "fla", "scipy", "av", "stable_baselines3", "minari", "h5py")
     code = f"import sys, sana_wm_env, gymnasium; print([m for m in {heavy} if m in sys.modules], 'SanaWM-v0' in gymnasium.registry)"
     assert run(code, tmp_path) == "[] True"
 
@@ -27,6 +27,17 @@ def test_public_names_want_no_extra(tmp_path):
     extras = ("stable_baselines3", "minari", "h5py", "tensorboard", "webdataset", "matplotlib")
     code = f"import sys; sys.modules.update(dict.fromkeys({extras})); from sana_wm_env import *; print(SanaWMEnv.__name__)"
     assert run(code, tmp_path) == "SanaWMEnv"
+
+
+def test_no_module_wants_the_kernels_of_the_gpu_extra(tmp_path):
+    """flash-linear-attention and triton are made unimportable; every module is imported but those that are named after another extra."""
+    root = Path(__file__).parents[1]
+    files = [file for folder in ("sana_wm_env", "model", "train", "agents") for file in (root / folder).rglob("*.py")]
+    names = [".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__") for file in files]
+    names = [name if name.startswith("sana_wm_env") else f"sana_wm_env.{name}" for name in names]
+    wanted = sorted(set(names) - {"sana_wm_env.sb3", "sana_wm_env.minari"})
+    code = f"import sys, importlib; sys.modules.update(fla=None, triton=None); print(len([importlib.import_module(n) for n in {wanted}]))"
+    assert run(code, tmp_path) == str(len(wanted))
 
 
 def test_import_beside_foreign_modules_of_the_same_names(tmp_path):
