@@ -178,7 +178,8 @@ def in_words(found: dict[str, Any]) -> str:
             found["machine"],
             f"{found['what']}; {found['ceilings']}",
             f"passes {passes} ms (the last one is the clean pass); floor {found['pass_floor_ms']:.0f} ms each",
-            f"step {found['step_ms']:.0f} ms, {found['step_over_floor']:.2f} times the floor of its five passes; {found['step_processor_ms']:.0f} ms of processors",
+            f"step {found['step_ms']:.0f} ms ({found['step_processor_ms']:.0f} ms of processors), "
+            f"{found['step_over_floor']:.2f} times the floor of its five passes",
             f"peak {found['peak_bytes'] / 1e9:.2f} GB; computed {computed['sum'] / 1e9:.2f} GB: weights {computed['weights'] / 1e9:.2f}, "
             f"state {computed['state'] / 1e9:.2f}, pass {computed['pass'] / 1e9:.2f}",
         ]
