@@ -88,6 +88,17 @@ def test_the_published_network_carries_what_its_layout_says():
     assert carried == 1_015_840_000 + 20 * 2 * 300 * 2240 * 2 + 300 + 8
 
 
+def test_what_the_published_world_needs_on_a_gpu():
+    """The table of the README."""
+    ways = ways_to_run(need(published_world("2.6b", preset("2.6b")), torch.bfloat16), "cuda")
+    assert {way: round(size / fit.GB, 1) for way, size in ways.items()} == {
+        "everything on the device": 17.0,
+        "offload={'text': 'release'}": 13.0,
+        "offload={'text': 'cpu'}": 11.8,
+        "offload={'autoencoder': 'cpu', 'text': 'cpu'}": 7.6,
+    }
+
+
 def test_the_kept_figures_of_the_published_decoder_are_those_of_diffusers_class():
     pytest.importorskip("diffusers")
     kept = published_world("2.6b", preset("2.6b"))
