@@ -126,7 +126,7 @@ class SanaWMEnv(SessionEnv, gym.utils.EzPickle):
 
     | Parameter           | Type  | Default        | Description                                                       |
     |---------------------|-------|----------------|-------------------------------------------------------------------|
-    | `world`             | str   | `"rooms"`      | name of a bundled world, folder of a trained one, or a downloaded repository: `owner/name` or `owner/name@commit` |
+    | `world`             | str   | `"rooms"`      | a bundled world, the folder of a trained one, or a downloaded repository |
     | `device`            | str   | `"cpu"`        | where the model runs                                              |
     | `obs_mode`          | str   | `"chunk"`      | `"chunk"`, `"last"` or `"dict"`                                   |
     | `render_mode`       | str   | `None`         | `"rgb_array"` (newest frame) or `"rgb_array_list"` (every frame since the last call) |
