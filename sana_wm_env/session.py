@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import gymnasium as gym
@@ -12,6 +13,7 @@ from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
+from sana_wm_env.model.cores import shares, side_by_side
 from sana_wm_env.model.state import concatenate
 from sana_wm_env.model.world import WorldModel, WorldState
 
@@ -98,6 +100,8 @@ def with_own_noise(state: WorldState) -> WorldState:
 def advance_together(model: WorldModel, states: Sequence[WorldState], paths: Sequence[Array]) -> list[tuple[Frames, WorldState]]:
     """`model.step` for sessions of any age: one forward for all whose windows are equally full, of which there are at most three kinds.
 
+    On a CPU the sessions of a forward are shared out among the cores.
+
     Args:
         model: the world of all of them.
         states: one session each.
@@ -109,12 +113,17 @@ def advance_together(model: WorldModel, states: Sequence[WorldState], paths: Seq
     groups: dict[Any, list[int]] = {}
     for i, state in enumerate(states):
         groups.setdefault(state.layout, []).append(i)
-    results: dict[int, tuple[Frames, WorldState]] = {}
-    for members in groups.values():
+
+    def advance(members: Sequence[int]) -> dict[int, tuple[Frames, WorldState]]:
         poses = torch.from_numpy(np.stack([paths[i] for i in members]))
         frames, after = model.step(concatenate([states[i] for i in members]), poses)
         shown = frames.cpu().numpy()
-        results |= {i: (shown[row], after[row]) for row, i in enumerate(members)}
+        return {i: (shown[row], after[row]) for row, i in enumerate(members)}
+
+    parts = [members[part] for members in groups.values() for part in shares(len(members), model.device)]
+    results: dict[int, tuple[Frames, WorldState]] = {}
+    for some in side_by_side([partial(advance, part) for part in parts]):
+        results |= some
     return [results[i] for i in range(len(states))]
 
 
@@ -208,17 +217,26 @@ def _play(
     """One batch: latents, frames, poses, rewards and ends, (n, K, ...) each."""
     candidates, ended = [episode] * len(actions), np.zeros(len(actions), np.bool_)
     shows = decode in ("last", "frames")
+    parts = shares(len(actions), model.device)
+    states = [state[part] for part in parts]
     columns: tuple[list[Any], ...] = ([], [], [], [], [])
+
+    def imagine(state: WorldState, poses: Array) -> tuple[NDArray[np.float32], Frames | None, WorldState]:
+        imagined, state = model.generate_latents(state, torch.from_numpy(poses))
+        frames = None
+        if shows or env.task.uses_frames:
+            shown, state = model.decode(imagined, state)
+            frames = shown.cpu().numpy()
+        return imagined.float().cpu().numpy(), frames, state
+
     for chosen in actions.swapaxes(0, 1):  # (K, n, action)
         paths = wished_paths(env, candidates, chosen)
         latents = frames = None
         if decode != "poses":
             poses = paths if to_session is None else compose(to_session, paths)
-            imagined, state = model.generate_latents(state, torch.from_numpy(poses))
-            latents = imagined.float().cpu().numpy()
-            if shows or env.task.uses_frames:
-                shown, state = model.decode(imagined, state)
-                frames = shown.cpu().numpy()
+            calls = [partial(imagine, of_part, poses[part]) for of_part, part in zip(states, parts, strict=True)]
+            some, shown, states = zip(*side_by_side(calls), strict=True)
+            latents, frames = np.concatenate(some), None if shown[0] is None else np.concatenate(shown)
         rewards = np.zeros(len(actions))
         for i, (candidate, action) in enumerate(zip(candidates, chosen, strict=True)):
             step = env._judge(candidate, action, NOT_DECODED if frames is None else frames[i], paths[i], None)

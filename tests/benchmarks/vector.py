@@ -35,12 +35,13 @@ class VectorConfig:
 
 
 class PinnedEnv(gym.Wrapper):
-    """One process's environment with one torch thread, on one core."""
+    """A worker's environment with one torch thread, on one core."""
 
     def __init__(self, env: gym.Env, core: int):
         super().__init__(env)
-        torch.set_num_threads(1)
-        os.sched_setaffinity(0, {core})
+        if multiprocessing.parent_process() is not None:  # AsyncVectorEnv makes one here as well, to ask for its spaces
+            torch.set_num_threads(1)
+            os.sched_setaffinity(0, {core})
 
 
 def pinned(core: int):
