@@ -42,6 +42,7 @@ COMMANDS: dict[str, Command | Group] = {
         "Measure a world.",
         {
             "fidelity": Command("Imagined frames of held-out rooms against the true rendering.", "evaluation.fidelity:run"),
+            "follow": Command("Does the imagined camera go where it was told? Against controls and the truth.", "evaluation.follow:run"),
             "poses": Command("An estimated camera path against the commanded one, in RotErr, TransErr, CamMC.", "evaluation.poses:run"),
         },
     ),

@@ -94,7 +94,11 @@ def pose_errors(estimated: Array, reference: Array, alignment: Alignment = "none
     if alignment not in ALIGNMENTS:
         raise ValueError(f"got alignment={alignment!r}; wanted one of {', '.join(ALIGNMENTS)}")
     reference = relative_to_first(check_poses(reference, name="reference poses"))
-    estimated = relative_to_first(check_poses(estimated, len(reference), "estimated poses"))
+    return compare(relative_to_first(check_poses(estimated, len(reference), "estimated poses")), reference, alignment, delta)
+
+
+def compare(estimated: Array, reference: Array, alignment: Alignment = "none", delta: int = 1) -> PoseErrors:
+    """`pose_errors` of paths that are known to be sound and relative to their first frame: nothing is checked."""
     aligned, scale = align(estimated, reference, alignment)
     relative = np.linalg.inv(_between(reference, delta)) @ _between(aligned, delta)
     difference = aligned[:, :3] - reference[:, :3]

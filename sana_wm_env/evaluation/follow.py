@@ -1,0 +1,252 @@
+"""Does the imagined camera go where it was told? Poses are estimated from the frames and compared with the commanded ones.
+
+Letters: N episodes, K chunks, E = 1 + 3K frames that the estimator sees (every eighth, frame 0 first), H, W pixels.
+
+Each path is imagined once. What it is compared with:
+
+| condition   | estimated path                                                              | says                               |
+|-------------|-----------------------------------------------------------------------------|------------------------------------|
+| `world`     | from the imagined frames                                                    | the result                         |
+| `truth`     | from exact renderings of the commanded path                                 | the estimator's own error          |
+| `shuffled`  | that of `world` in the next episode                                         | whether commands matter at all     |
+| `reversed`  | that of `world`, each motion inverted                                       | whether their direction matters    |
+| `mirrored`  | that of `world`, left and right exchanged                                   | whether left is left               |
+| `still`     | none: the camera stays where it was                                         | what doing nothing is worth        |
+| `by frames` | from the frames and the room's depth alone, without the room's pictures     | whether these pictures decide      |
+
+Controls change the estimate and leave the commands alone, so that an alignment treats all conditions alike. Poses come from
+`sana_wm_env.evaluation.tracking`, which knows the room and the first pose, but not the command. A figure no larger than that of `truth`
+says no more than that. What the world imagines in place of the room disturbs the estimate, too: then the error is not all the world's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from sana_wm_env.model.world import WorldModel
+
+from ..camera import Array, relative_to_first
+from ..rooms import default_intrinsics
+from ..rooms.paths import CHUNK_FRAMES
+from ..rooms.render import render
+from . import metrics, report
+from .fidelity import SHEET_CHUNKS, SHEET_ROWS, Plan, plan, spread
+from .poses import ALIGNMENTS, FIGURES, Alignment, compare
+from .tracking import GAP, track
+
+HORIZONS = (1, 10, 40)
+CONTROLS = ("shuffled", "reversed", "mirrored", "still")
+CONDITIONS = ("world", "truth", *CONTROLS, "world, by frames", "truth, by frames")
+MIRROR = np.diag([-1.0, 1.0, 1.0, 1.0])
+NAMES = {"rot_err_deg": "RotErr °", "trans_err_m": "TransErr m", "cam_mc": "CamMC"}
+BOOTSTRAPS = 2000
+
+
+@dataclass(frozen=True)
+class FollowConfig:
+    """What is measured, and where the report goes."""
+
+    world: str = "rooms"
+    """name of a bundled world, or the folder of a trained one"""
+    episodes: int = 8
+    """held-out rooms per seed, one episode each; at least 2 in all"""
+    chunks: int = 40
+    """chunks of 24 frames per episode"""
+    seeds: int = 3
+    """repeats, each with rooms, paths and noise of its own; the interval is over the episodes of all"""
+    seed: int = 1000
+    """the first room is the held-out room of this number; training never sees held-out rooms"""
+    json: Path = Path("follow.json")
+    """the report; a page (.md) and pictures (.png) of the same name go beside it"""
+    alignment: Alignment = "none"
+    """of the printed table; the report has all of them"""
+    batch: int = 8
+    """episodes that are imagined at the same time"""
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What came out.
+
+    Attributes:
+        commanded: (N, E, 4, 4) camera-to-world relative to the first frame, metres.
+        estimated: condition -> (N, E, 4, 4), likewise.
+        tiles: rows of pictures for the contact sheet: truth and world by turns.
+    """
+
+    commanded: Array
+    estimated: dict[str, Array]
+    tiles: list[list[np.ndarray]]
+
+
+def reverse(path: Array) -> Array:
+    """The path whose every motion is the inverse of the given one: (N, E, 4, 4) -> the same."""
+    steps = np.linalg.inv(path[:, 1:]) @ path[:, :-1]  # inverse of each motion, in the body frame
+    backwards = [path[:, 0]]
+    for i in range(steps.shape[1]):
+        backwards.append(backwards[-1] @ steps[:, i])
+    return np.stack(backwards, 1)
+
+
+def controls(estimated: Array) -> dict[str, Array]:
+    """What the estimates (N, E, 4, 4) of the world become in each of `CONTROLS`."""
+    return {
+        "shuffled": np.roll(estimated, -1, axis=0),
+        "reversed": reverse(estimated),
+        "mirrored": MIRROR @ estimated @ MIRROR,
+        "still": np.broadcast_to(np.eye(4), estimated.shape).copy(),
+    }
+
+
+@torch.inference_mode()
+def watch(world: WorldModel, episodes: Plan, batch: int, bar: tqdm) -> Followed:
+    """Imagines all episodes along their commanded paths, and estimates poses from every `GAP`-th frame of world and truth."""
+    chunks, size = episodes.drives["world"].shape[1], world.config.image_size
+    shown = [3 * (k + 1) for k in spread(chunks, SHEET_CHUNKS)]  # the last frame of these chunks
+    paths: dict[str, list[Array]] = {}
+    tiles: list[list[np.ndarray]] = []
+    for start in range(0, len(episodes.seeds), batch):
+        part = episodes[start : start + batch]
+        intrinsics = torch.tensor(default_intrinsics(size)).expand(len(part.seeds), 4)
+        videos = {"truth": render(part.scenes, part.path[:, ::GAP], intrinsics, size).rgb}
+        generators = [torch.Generator().manual_seed(seed) for seed in part.seeds]
+        state = world.start(videos["truth"][:, 0], intrinsics, part.scenes.captions, generators)
+        imagined = [videos["truth"][:, :1]]
+        for k in range(chunks):
+            frames, state = world.step(state, part.drives["world"][:, k])
+            imagined.append(frames[:, GAP - 1 :: GAP])
+            bar.update(len(part.seeds))
+        videos["world"] = torch.cat(imagined, 1)  # (B, E, H, W, 3)
+        for name, video in videos.items():
+            for label, with_room in ((name, True), (f"{name}, by frames", False)):
+                paths.setdefault(label, []).append(track(video, part.scenes, part.path[:, 0], intrinsics, with_room))
+        for i in range(min(len(part.seeds), SHEET_ROWS - len(tiles))):
+            tiles.append([videos[name][i, e].cpu().numpy() for e in shown for name in ("truth", "world")])
+    commanded = np.stack([relative_to_first(path) for path in episodes.path[:, ::GAP].cpu().numpy()])
+    estimated = {name: np.concatenate(parts) for name, parts in paths.items()}
+    return Followed(commanded, estimated | controls(estimated["world"]), tiles)
+
+
+def score(followed: Followed, horizon: int, alignment: Alignment) -> dict[str, dict[str, Array]]:
+    """Errors up to a horizon: condition -> figure of `FIGURES` -> (N,), mean over the estimated frames after the first.
+
+    The alignment is fitted to the frames up to the horizon.
+    """
+    ends = 1 + horizon * CHUNK_FRAMES // GAP
+    result: dict[str, dict[str, Array]] = {}
+    for condition, paths in followed.estimated.items():
+        errors = [compare(p[:ends], c[:ends], alignment) for p, c in zip(paths, followed.commanded, strict=True)]
+        result[condition] = {figure: np.array([getattr(e, figure)[1:].mean() for e in errors]) for figure in FIGURES}
+    return result
+
+
+def ratio(control: Array, world: Array) -> dict[str, float | None]:
+    """How many times larger the control's mean error is, (N,) each, with a 95 % interval by resampling episodes in pairs."""
+    if len(world) < 2 or not (control.mean() > 0 and world.mean() > 0):
+        return {"factor": None, "low": None, "high": None}
+    chosen = np.random.default_rng(0).integers(len(world), size=(BOOTSTRAPS, len(world)))
+    low, high = np.percentile(control[chosen].mean(1) / world[chosen].mean(1), [2.5, 97.5])
+    return {"factor": float(control.mean() / world.mean()), "low": float(low), "high": float(high)}
+
+
+def summarise(followed: Followed, horizons: Sequence[int], seeds: int) -> dict:
+    """All figures as plain numbers: alignment -> horizon -> figure -> condition."""
+    result: dict = {}
+    for alignment in ALIGNMENTS:
+        for horizon in horizons:
+            scores = score(followed, horizon, alignment)
+            for figure in FIGURES:
+                values = {condition: scores[condition][figure] for condition in scores}
+                floor = metrics.estimate(values["truth"])
+                result.setdefault(alignment, {}).setdefault(str(horizon), {})[figure] = {
+                    "conditions": {c: metrics.estimate(v).to_dict() for c, v in values.items()},
+                    "world_per_seed": [float(part.mean()) for part in np.split(values["world"], seeds)],
+                    "control_over_world": {c: ratio(values[c], values["world"]) for c in CONTROLS},
+                    "within_estimator_error": bool(values["world"].mean() <= (floor.mean if floor.high is None else floor.high)),
+                }
+    return result
+
+
+def table(result: dict, alignment: Alignment) -> str:
+    """Rows: figure and condition; columns: horizons. `*` marks a score that the estimator's own error explains."""
+    horizons = list(result[alignment])
+    rows = []
+    for figure in FIGURES:
+        at = {h: result[alignment][h][figure] for h in horizons}
+        digits = 1 if figure == "rot_err_deg" else 2
+        for condition in CONDITIONS:
+            cells = []
+            for h in horizons:
+                text = report.cell(metrics.Estimate(**at[h]["conditions"][condition]), digits)
+                if condition == "world" and at[h]["within_estimator_error"]:
+                    text += " *"
+                factor = at[h]["control_over_world"].get(condition, {"factor": None})
+                if factor["factor"] is not None:
+                    text += f" ({factor['factor']:.1f}x, {factor['low']:.1f} to {factor['high']:.1f})"
+                cells.append(text)
+            rows.append([NAMES[figure] if condition == "world" else "", condition, *cells])
+    return report.markdown_table(["figure", "path", *(f"{h} chunk{'s' * (h != '1')}" for h in horizons)], rows)
+
+
+def says(alignment: Alignment, rows: int) -> str:
+    """How to read the table."""
+    return (
+        f"Mean over frames up to the horizon, then over {rows} episodes, ± 95 % interval; alignment `{alignment}`. "
+        "`truth` is the estimator's own error on exact renderings. In brackets: how many times the error of `world`, with the 95 % "
+        "interval of that factor (bootstrap over episodes). `*`: within the estimator's own error, no more can be told."
+    )
+
+
+def run(config: FollowConfig) -> int:
+    """Measures, prints the table, writes report, page, plot and contact sheet. Two runs write an equal report."""
+    from .contact_sheet import contact_sheet
+
+    if config.seeds < 1 or config.batch < 1:
+        raise ValueError(f"got seeds={config.seeds}, batch={config.batch}; wanted at least 1 of each")
+    horizons = [h for h in HORIZONS if h < config.chunks] + [config.chunks]
+    count = config.seeds * config.episodes
+    episodes = plan(count, config.chunks, config.seed, config.device)
+    world = WorldModel.load(config.world, device=config.device)
+    with tqdm(total=count * config.chunks, unit="chunk", desc="follow") as bar:
+        followed = watch(world, episodes, config.batch, bar)
+    result = summarise(followed, horizons, config.seeds)
+    header = {
+        "config": {k: v for k, v in asdict(config).items() if k != "json"},
+        "held_out_seeds": [episodes.seeds[0], episodes.seeds[-1]],
+        "estimator": "dense tracking against the frame before and the exact room; 'by frames' against the frame before alone",
+        "frame_indices": [0, config.chunks * CHUNK_FRAMES, GAP],
+        "intrinsics_px": list(default_intrinsics(world.config.image_size)),
+    } | report.provenance(world)
+    config.json.parent.mkdir(parents=True, exist_ok=True)
+    config.json.write_text(json.dumps(header | {"errors": result}, indent=1, allow_nan=False) + "\n")
+    sheet, curves, page = (config.json.with_name(config.json.stem + end) for end in ("-frames.png", "-errors.png", ".md"))
+    columns = [f"{k + 1}: {name}" for k in spread(config.chunks, SHEET_CHUNKS) for name in ("truth", "world")]
+    contact_sheet(followed.tiles, [f"room {config.seed + i}" for i in range(len(followed.tiles))], columns).save(sheet)
+    report.plot_over_time(
+        curve_panels(followed, config.alignment), "chunk", curves, np.arange(1, followed.commanded.shape[1]) * GAP / CHUNK_FRAMES
+    )
+    text = table(result, config.alignment)
+    report.write_page(page, "Action following", header, [("Errors", says(config.alignment, count) + "\n\n" + text)], [curves, sheet])
+    print(text)
+    print(says(config.alignment, count))
+    print(f"wrote {config.json}, {page}")
+    return 0
+
+
+def curve_panels(followed: Followed, alignment: Literal["none"] | Alignment = "none") -> dict[str, dict[str, Array]]:
+    """Errors frame by frame for the plot: title -> condition -> (N, E - 1)."""
+    panels: dict[str, dict[str, Array]] = {}
+    for condition, paths in followed.estimated.items():
+        errors = [compare(p, c, alignment) for p, c in zip(paths, followed.commanded, strict=True)]
+        for figure in FIGURES:
+            panels.setdefault(f"{NAMES[figure]} ({alignment})", {})[condition] = np.stack([getattr(e, figure)[1:] for e in errors])
+    return panels
