@@ -117,7 +117,7 @@ class TrainConfig:
 def make_envs(config: TrainConfig) -> VecEnv:
     """The training environments, as Stable-Baselines3 wants them, seen through the view."""
     where = config.where
-    if where.arguments().get("world") is not None:  # imagined: one set of weights
+    if where.imagined:  # one set of weights
         arguments: dict[str, Any] = where.arguments() | {"max_episode_steps": where.chunks, "autoreset_mode": "SameStep"}
         vector: Any = gym.make_vec(where.env, num_envs=config.envs, **arguments)
         single = vector.slots[0]
@@ -162,8 +162,10 @@ class Returns:
     """Returns of training episodes by the chunk at which they ended: rows `steps,return`."""
 
     def __init__(self, path: Path):
-        self.path = path
-        self.rows = [(int(row["steps"]), float(row["return"])) for row in csv.DictReader(path.open())] if path.exists() else []
+        self.path, self.rows = path, []
+        if path.exists():
+            with path.open(newline="") as file:
+                self.rows = [(int(row["steps"]), float(row["return"])) for row in csv.DictReader(file)]
 
     def cut(self, steps: int) -> None:
         """Forgets what came after the policy that training goes on with."""

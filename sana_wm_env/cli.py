@@ -85,6 +85,8 @@ COMMANDS: dict[str, Command | Group] = {
             "run": Command("Play one episode, say what happens, write the video.", "agents.run:run"),
             "train": Command("Train a policy with PPO, in imagination or in the truth; resumable.", "agents.ppo:train"),
             "evaluate": Command("Play many episodes: success, return, path, with 95 % intervals.", "agents.evaluate:run"),
+            "planning": Command("What planning with a model is worth, in it and in the truth; resumable.", "agents.planning:run"),
+            "transfer": Command("Does what is learned or judged in imagination hold in truth? Resumable.", "agents.transfer:run"),
         },
     ),
     "parity": Command("Run a network on golden files and compare every number; exit 1 above tolerance.", "cli:parity"),

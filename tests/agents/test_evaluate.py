@@ -12,7 +12,7 @@ from sana_wm_env.agents.evaluate import Notebook, play, success_rate, summarise,
 from sana_wm_env.agents.random_agent import StillAgent
 from sana_wm_env.agents.scripted import GoToGoalAgent, LookAroundAgent, OrbitAgent
 
-EVALUATE = ["agents", "evaluate", "--env", "SanaWM-RoomsGoal-v0", "--chunks", "2", "--agent", "random"]
+EVALUATE = ["agents", "evaluate", "--env", "SanaWM-RoomsGoal-v0", "--chunks", "2", "--image-size", "16", "--agent", "random"]
 
 
 def rooms(**options):
@@ -89,7 +89,7 @@ def test_reports_repeat_and_go_on(tmp_path, capsys):
 
 def test_an_episode_as_a_video(tmp_path, capsys):
     out = tmp_path / "videos" / "a.mp4"
-    argv = ["agents", "run", "--agent", "orbit", "--env", "SanaWM-RoomsGoal-v0", "--chunks", "2", "--out", str(out)]
+    argv = ["agents", "run", "--agent", "orbit", "--env", "SanaWM-RoomsGoal-v0", "--chunks", "2", "--image-size", "16", "--out", str(out)]
     assert cli.main(argv) == 0
     assert "chunk  2: is_success" in capsys.readouterr().out and out.stat().st_size > 1000
     assert np.load(out.with_suffix(".npz"))["actions"].shape == (2, 6)

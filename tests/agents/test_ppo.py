@@ -12,7 +12,7 @@ from sana_wm_env.agents.evaluate import play
 from sana_wm_env.agents.ppo import PPOAgent, Returns, TrainConfig, make_envs, train
 from sana_wm_env.agents.view import View
 
-TRUTH = EnvConfig(env="SanaWM-RoomsGoal-v0", chunks=3)
+TRUTH = EnvConfig(env="SanaWM-RoomsGoal-v0", chunks=3, image_size=16)
 
 
 def config(out, **options):
@@ -73,7 +73,20 @@ def test_a_policy_plays_what_it_says(trained):
 
 def test_the_command_evaluates_a_policy(trained, capsys):
     out, _ = trained
-    argv = ["agents", "evaluate", "--agent", "ppo", "--policy", str(out / "policy.zip"), "--env", TRUTH.env, "--chunks", "2"]
+    argv = [
+        "agents",
+        "evaluate",
+        "--agent",
+        "ppo",
+        "--policy",
+        str(out / "policy.zip"),
+        "--env",
+        TRUTH.env,
+        "--chunks",
+        "2",
+        "--image-size",
+        "16",
+    ]
     assert cli.main([*argv, "--episodes", "2"]) == 0
     assert "ppo in SanaWM-RoomsGoal-v0" in capsys.readouterr().out
 
