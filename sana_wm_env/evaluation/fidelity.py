@@ -18,10 +18,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import platform
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -283,10 +281,11 @@ def _cell(value: dict | float | None) -> str:
 
 
 def run(config: FidelityConfig) -> int:
-    """Measures a world, prints the table, writes the report and the contact sheet. Returns 1 if a state was not finite, else 0.
+    """Measures a world, prints the table, writes report, page, curves and contact sheet. Returns 1 if a state was not finite, else 0.
 
     Two runs on one machine write equal bytes: the report holds no times.
     """
+    from . import report as reports
     from .contact_sheet import contact_sheet
 
     if config.batch < 1:
@@ -298,23 +297,20 @@ def run(config: FidelityConfig) -> int:
     header = {
         "config": {k: v for k, v in asdict(config).items() if k not in ("json", "out")},
         "held_out_seeds": [episodes.seeds[0], episodes.seeds[-1]],
-        "weights_sha256": weights_digest(world),
-        "versions": {
-            "sana-wm-env": version("sana-wm-env"),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
-        "image_size": list(world.config.image_size),
-    }
+    } | reports.provenance(world)
     config.json.parent.mkdir(parents=True, exist_ok=True)
     config.json.write_text(json.dumps(header | result, indent=1, allow_nan=False) + "\n")
     columns = [f"{k + 1}: {name}" for k in spread(config.chunks, SHEET_CHUNKS) for name in ("truth", "world", "still")]
     sheet = (config.out or config.json.parent) / f"{config.json.stem}.png"
     sheet.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(measured.tiles, [f"room {config.seed + i}" for i in range(len(measured.tiles))], columns).save(sheet)
-    print(table(result, config.chunks))
-    print(f"wrote {config.json} and {sheet}")
+    curves, page = (config.json.with_name(config.json.stem + end) for end in ("-curves.png", ".md"))
+    titles = {"psnr_db": "PSNR to the truth, dB", "ssim": "SSIM to the truth"}
+    reports.plot_over_time({title: {c: measured.figures[c, f] for c in CONDITIONS} for f, title in titles.items()}, "chunk", curves)
+    text = table(result, config.chunks)
+    reports.write_page(page, "Fidelity", header, [("Figures", f"```\n{text}\n```")], [curves, sheet])
+    print(text)
+    print(f"wrote {config.json}, {page} and {sheet}")
     if not measured.finite:
         print("NaN or infinity in the carried state: the figures are void")
     return 0 if measured.finite else 1

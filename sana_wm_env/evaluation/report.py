@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shlex
 import sys
@@ -98,14 +99,14 @@ def plot_over_time(panels: Mapping[str, Mapping[str, np.ndarray]], x_label: str,
 
 
 def write_page(path: Path, title: str, header: Mapping, sections: Sequence[tuple[str, str]], pictures: Sequence[Path]) -> None:
-    """Writes one Markdown page: the command line, versions and seeds, then sections, then pictures that lie beside it.
+    """Writes one Markdown page: the command line, versions and seeds, then sections, then pictures.
 
     Args:
         path: the .md file.
         title: its heading.
         header: what was measured with what; nested dicts are written as one line each.
         sections: heading and text of each.
-        pictures: files in the same folder; those that do not exist are left out.
+        pictures: files to show; those that do not exist are left out.
     """
     lines = [f"# {title}", "", f"`{command_line()}`", ""]
     for key, value in header.items():
@@ -115,6 +116,6 @@ def write_page(path: Path, title: str, header: Mapping, sections: Sequence[tuple
         lines += ["", f"## {heading}", "", text]
     for picture in pictures:
         if picture.exists():
-            lines += ["", f"![{picture.stem}]({picture.name})"]
+            lines += ["", f"![{picture.stem}]({os.path.relpath(picture, path.parent)})"]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
