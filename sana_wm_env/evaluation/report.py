@@ -38,7 +38,8 @@ def provenance(world: WorldModel) -> dict:
 
 def command_line() -> str:
     """The command that is running, as one would type it."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    name = Path(sys.argv[0]).name
+    return shlex.join(["sana-wm" if name == "cli.py" else name, *sys.argv[1:]])  # cli.py: by `python -m sana_wm_env.cli`
 
 
 def cell(value: metrics.Estimate | float | None, digits: int = 2) -> str:
