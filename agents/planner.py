@@ -3,6 +3,7 @@
 `cem.py` and `mppi.py` say how to draw better ones; all else is here.
 """
 
+import math
 import time
 from abc import abstractmethod
 from collections import deque
@@ -11,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm
+from scipy.stats.qmc import LatinHypercube
 
 from sana_wm_env.base import CameraEnv
 from sana_wm_env.camera import Array
@@ -131,7 +134,7 @@ class Planner(Agent):
         mean, spread = self._first_mean(), np.full(config.shape, config.spread)
         best: Plan | None = None
         for _ in range(config.iterations):
-            drawn = np.clip(mean + spread * self._rng.standard_normal((config.candidates, *config.shape)), -1, 1)
+            drawn = np.clip(mean + spread * self._normal(), -1, 1)
             drawn[0] = mean
             actions = self.actions(drawn, env)
             imagined = self.imagination(env, actions, self.objective.decode(env))
@@ -140,8 +143,9 @@ class Planner(Agent):
             if best is None or worth.values[first] > best.value:
                 kept = slice(int(worth.chunks[first]))
                 best = Plan(actions[first, kept], imagined.rewards[first, kept], float(worth.values[first]), drawn[first])
-            mean, spread = self._improve(drawn, worth.values)
-            spread = np.clip(spread, config.least_spread, config.spread)
+            mean, closer = self._improve(drawn, worth.values)
+            # A few candidates that happen to lie together say little about where the best one is: no faster than by halves.
+            spread = np.clip(closer, np.maximum(spread / 2, config.least_spread), config.spread)
             self.imagined_chunks += actions.shape[0] * actions.shape[1]
         assert best is not None
         self.plans += 1
@@ -153,6 +157,15 @@ class Planner(Agent):
         full = np.zeros((*twists.shape[:2], 6))
         full[..., list(self.config.axes)] = twists
         return steer(np.repeat(full, self.config.hold, axis=1)[:, : self.config.horizon], env)
+
+    def _normal(self) -> Array:
+        """Standard normal numbers (N, pieces, axes), drawn as a Latin hypercube: along each axis evenly over N equally likely parts.
+
+        With few candidates that matters: independent draws easily leave a side out.
+        """
+        config = self.config
+        even = LatinHypercube(math.prod(config.shape), rng=self._rng).random(config.candidates)
+        return norm.ppf(even).reshape(config.candidates, *config.shape)
 
     def _first_mean(self) -> Array:
         """The rest of the last plan, then standing still."""

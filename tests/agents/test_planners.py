@@ -93,6 +93,15 @@ def test_a_plan_is_carried_on_and_begins_the_next():
     np.testing.assert_array_equal(agent._first_mean(), np.concatenate([rest, np.zeros((2, 3))]))
 
 
+def test_candidates_leave_no_side_out():
+    agent = CEMAgent(PlannerConfig(candidates=8))
+    for seed in range(5):
+        agent.reset(seed)
+        drawn = agent._normal()
+        assert drawn.shape == (8, 3, 3) and ((drawn > 0).sum(0) == 4).all()  # along every axis
+        assert ((drawn > 0.675).sum(0) == 2).all()  # the upper quarter of a normal distribution
+
+
 def test_what_moves_and_for_how_long():
     agent = CEMAgent(PlannerConfig(horizon=5, hold=2, axes=(1, 5)))
     env = rooms().unwrapped
