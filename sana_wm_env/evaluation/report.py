@@ -81,7 +81,7 @@ def plot_over_time(panels: Mapping[str, Mapping[str, np.ndarray]], x_label: str,
     except ImportError:
         tqdm.write("matplotlib is not installed (pip install 'sana-wm-env[train]'): no plot is drawn")
         return False
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.4), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 4.2), layout="constrained", squeeze=False)
     for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
         for label, values in lines.items():
             places = np.arange(1, values.shape[1] + 1) if x is None else x
@@ -92,7 +92,9 @@ def plot_over_time(panels: Mapping[str, Mapping[str, np.ndarray]], x_label: str,
         axis.set_title(title, fontsize=10)
         axis.set_xlabel(x_label)
         axis.grid(alpha=0.25)
-        axis.legend(fontsize=7)
+    # Panels may show different conditions, under colours of their own: a legend below each.
+    for axis in axes[0]:
+        axis.legend(fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -18,11 +18,14 @@ Letters: N videos, F frames, H, W pixels, R residuals.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.spatial.transform import RigidTransform
 from torch import Tensor
+from tqdm import tqdm
 
 from ..camera import Array, compose, twist_path
 from ..rooms.render import render
@@ -64,7 +67,8 @@ def track(frames: Tensor, scenes: Scenes, starts: Tensor, intrinsics_px: Tensor,
     video = frames.to(device).movedim(-1, 2).float()  # (N, F, 3, H, W)
     starts, intrinsics = starts.double().to(device), intrinsics_px.float().to(device)
     path = [np.tile(np.eye(4), (len(frames), 1, 1))]
-    for before, now in zip(video.unbind(1), video[:, 1:].unbind(1), strict=False):
+    pairs = list(pairwise(video.unbind(1)))
+    for before, now in tqdm(pairs, desc="poses", unit="frame", leave=False, disable=len(pairs) < 30):
         view = render(scenes, (starts @ torch.from_numpy(path[-1]).to(device))[:, None], intrinsics, size)
         references = [before]
         if with_room:
