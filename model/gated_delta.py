@@ -96,10 +96,10 @@ def short_conv(x: Tensor, weight: Tensor, spans: Spans, past: Tensor | None, fut
     reach = weight.shape[-1] - 1
     filter_ = torch.cat([weight, weight[..., :-1].flip(-1)], -1)[..., None]  # (C, 1, 7, 1)
     zero = x.new_zeros(x.shape[0], reach, *x.shape[2:])
-    known = torch.cat([zero if past is None else past, x], 1)
-    # (B, T, S, C) seen as images (B, C, T, S) in channels-last memory
-    ends = [zero] * (len(spans) - 1) + [zero if future is None else future]
-    views = (torch.cat([known[:, a : b + reach], end], 1).permute(0, 3, 1, 2) for (a, b), end in zip(spans, ends, strict=True))
+    known = torch.cat([zero if past is None else past, x, zero if future is None else future], 1)
+    # (B, T, S, C) seen as images (B, C, T, S) in channels-last memory; all spans but the last end in zeros
+    ended = (torch.cat([known[:, a : b + reach], zero], 1) for a, b in spans[:-1])
+    views = (view.permute(0, 3, 1, 2) for view in (*ended, known[:, spans[-1][0] :]))
     parts = [F.conv2d(view, filter_, groups=x.shape[-1]) for view in views]
     return (parts[0] if len(parts) == 1 else torch.cat(parts, 2)).permute(0, 2, 3, 1)
 
