@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sana_wm_env.sb3 import SB3VecEnv  # isort: skip  # says how to install what is missing, so it comes first
+
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
@@ -20,7 +22,6 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor
 from tqdm import tqdm
 
 from sana_wm_env.base import CameraEnv
-from sana_wm_env.sb3 import SB3VecEnv  # says how to install what is missing
 
 from .agent import Action, Agent
 from .choose import EnvConfig

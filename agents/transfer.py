@@ -7,6 +7,7 @@ is a policy that was trained in imagination any good in truth, and does the imag
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +83,10 @@ def rank_correlation(imagined: np.ndarray, true: np.ndarray, seed: int = 0) -> d
 
 def draw(path: Path, curves: dict[str, list[tuple[int, float]]], returns: dict[str, dict[str, np.ndarray]], rank: dict[str, Any]) -> None:
     """The picture: returns over training, and true against imagined return of every policy."""
-    import matplotlib
+    from matplotlib.figure import Figure  # no window, no state that others share
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5))
+    figure = Figure(figsize=(11, 4.5))
+    left, right = figure.subplots(1, 2)
     for name, curve in curves.items():
         if curve:
             steps, values = np.array(curve).T
@@ -106,13 +105,14 @@ def draw(path: Path, curves: dict[str, list[tuple[int, float]]], returns: dict[s
     right.set(xlabel="imagined return", ylabel="true return", title=f"rank correlation {said}")
     figure.tight_layout()
     figure.savefig(path, dpi=130)
-    plt.close(figure)
 
 
 def run(config: TransferConfig) -> None:
     """Plays everyone in both worlds, prints the table, writes the report and the picture."""
     if config.episodes < 2 or config.per_run < 1:
         raise ValueError(f"got episodes={config.episodes}, per_run={config.per_run}; wanted at least 2 episodes and 1 policy per run")
+    if find_spec("matplotlib") is None:
+        raise ValueError("got no matplotlib, which draws the picture: pip install 'sana-wm-env[train]'")
     files = policies(config)
     notebook = Notebook(config.json, plain(config))
     seeds, records = range(config.seed, config.seed + config.episodes), {}

@@ -241,6 +241,16 @@ def test_wishes_that_cannot_be_met_are_refused(world):
 # The task to look for red
 
 
+def test_who_judges_by_pictures_has_them_imagined(world):
+    env = gym.make("SanaWM-v0", task=RednessTask(), obs_mode="dict", disable_env_checker=True).unwrapped
+    env.__dict__["model"] = world[0].model  # not loaded again
+    observation, _ = env.reset(seed=4)
+    agent = CEMAgent(PlannerConfig(horizon=1, candidates=3, iterations=1))
+    agent.reset(0)
+    plan = agent.plan(observation, env)
+    assert agent.objective.decode(env) == "latents" and plan.value == plan.rewards[0] != 0
+
+
 def test_redness_is_what_the_newest_frames_gain():
     env = rooms(task=RednessTask(scale=2.0), obs_mode="dict")
     observation, _ = env.reset(seed=4)
