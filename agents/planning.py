@@ -108,7 +108,7 @@ def rows(config: PlanningConfig) -> list[Row]:
 
 def speed(config: PlanningConfig) -> dict[str, Any]:
     """Seconds of one chunk of some candidates, in one forward and one after the other, in one run on this machine."""
-    env: Any = EnvConfig(chunks=config.chunks, world=config.world, device=config.device).make().unwrapped
+    env: Any = EnvConfig(env="SanaWM-v0", chunks=config.chunks, world=config.world, device=config.device).make().unwrapped
     env.reset(seed=config.seed)
     actions = np.random.default_rng(config.seed).uniform(-1, 1, (config.speed_candidates, 1, 6)).astype(np.float32)
     seconds: dict[str, list[float]] = {"together": [], "one_by_one": []}

