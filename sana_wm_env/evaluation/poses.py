@@ -12,9 +12,9 @@ every result carries it:
 | `rotation_product` | rotation from the mean of R_est R_ref^T, scale and shift from rotated translations (what the         |
 |                    | released evaluation code does; PyTorch3D's `corresponding_cameras_alignment(mode="extrinsics")`)     |
 
-`scale` and `sim3` never turn a path round by a negative factor; `rotation_product` may, as the released code does.
-After `se3`, `sim3` and `rotation_product` frame 0 need not coincide. Centres that lie on one line, or on one point, leave a rotation open: it is the one that
-makes the orientations agree best.
+`scale` and `sim3` never turn a path round by a negative factor; `rotation_product` may, as the released code does. After `se3`, `sim3` and
+`rotation_product` frame 0 need not coincide. Centres that lie on one line, or on one point, leave a rotation open to Umeyama's formula:
+it is the one that makes the orientations agree best.
 """
 
 from __future__ import annotations
