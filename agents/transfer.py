@@ -136,7 +136,8 @@ def run(config: TransferConfig) -> None:
     rank = rank_correlation(*(np.stack([each[world] for each in returns.values()]) for world in WORLDS), seed=config.seed)
     summaries = {f"{name}, {world}": summarise(each) for (name, world), each in sorted(records.items())}
     print(table(summaries))
-    print(f"rank correlation of imagined and true return over {rank['policies']} policies: {rank['mean']} [{rank['low']}, {rank['high']}]")
+    said = " ".join(f"{name} {rank[name]:.2f}" for name in ("mean", "low", "high") if rank[name] is not None) or "undefined"
+    print(f"rank correlation of imagined and true return over {rank['policies']} policies: {said}")
     report = {"config": plain(config), "versions": versions(), "rank_correlation": rank, "rows": summaries}
     write_report(config.json, report | {"episodes": {f"{name}, {world}": each for (name, world), each in records.items()}})
     picture = config.json.with_suffix(".png")
