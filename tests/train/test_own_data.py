@@ -88,7 +88,7 @@ def test_clips_that_are_too_short_for_a_window_are_counted(runs, capsys):
 
 def test_the_world_moves_as_far_as_the_videos(runs, tmp_path):
     bidirectional.run(bidirectional.BidirectionalConfig(world="tiny", runs=runs, own=OwnData(runs / "packed"), loop=LOOP))
-    pack(PackConfig("tiny", runs, "bidirectional", tmp_path / "world", data=runs / "packed", name="mine"))
+    pack(PackConfig("tiny", runs, "bidirectional", out=tmp_path / "world", data=runs / "packed", name="mine"))
     env = gym.make("SanaWM-v0", world=str(tmp_path / "world"))
     with pytest.raises(ValueError, match="image"):
         env.unwrapped.reset(seed=0)  # it has no first frames of its own
