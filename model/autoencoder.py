@@ -119,9 +119,8 @@ class Autoencoder(nn.Module):
         before = raw[:, 0] if state is None else self.denormalise(state[0][:, None])[:, 0]
         groups = self.decode_groups(raw, torch.cat([before[:, None], raw[:, :-1]], 1))
         video = ungroup(groups)
-        return video if state is not None else video[:, :, TEMPORAL_STRIDE - 1 :], DecoderState(
-            latents[:, :, -1].clone()
-        )  # a view would keep them all
+        after = DecoderState(latents[:, :, -1].clone())  # a view would keep them all
+        return video if state is not None else video[:, :, TEMPORAL_STRIDE - 1 :], after
 
     def encode_groups(self, groups: Tensor) -> Tensor:
         """(B, T, 24, H, W) -> raw latents (B, T, C, h, w)."""
