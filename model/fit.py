@@ -35,7 +35,7 @@ class Need:
 
     state       what the session carries from step to step once its attention window is full, but for the decoder's part
     decoder     what the decoder carries
-    pass_       the most that a pass of the network holds beside weights and state; the clean pass, in which the next state is made
+    forward     the most that a pass of the network holds beside weights and state; the clean pass, in which the next state is made
     decode      the same of decoding a chunk
     """
 
@@ -44,16 +44,16 @@ class Need:
     text_encoder: int
     state: int
     decoder: int
-    pass_: int
+    forward: int
     decode: int
 
 
 def need(config: WorldConfig, dtype: torch.dtype) -> Need:
     """What one session of a world needs with weights in `dtype`. Takes a second; no weight is read or made."""
-    state, pass_ = session_bytes(config.transformer, config.grid, dtype)
+    state, forward = session_bytes(config.transformer, config.grid, dtype)
     decoder, decode, of_autoencoder = decoder_bytes(config, dtype)
     of_text = dtype.itemsize * GEMMA_PARAMETERS if config.text.get("kind") == "gemma2" else 0  # the other kind computes its features
-    return Need(weight_bytes(config.transformer, dtype), of_autoencoder, of_text, state + record_bytes(config), decoder, pass_, decode)
+    return Need(weight_bytes(config.transformer, dtype), of_autoencoder, of_text, state + record_bytes(config), decoder, forward, decode)
 
 
 def bytes_by_device(needed: Need, device: str, offload: Mapping[str, str] | None = None) -> dict[str, int]:
@@ -69,7 +69,7 @@ def bytes_by_device(needed: Need, device: str, offload: Mapping[str, str] | None
             continue
         network, autoencoder = place == device, place == places["autoencoder"]
         weights = network * needed.transformer + autoencoder * needed.autoencoder
-        session = network * needed.state + autoencoder * needed.decoder + max(network * needed.pass_, autoencoder * needed.decode)
+        session = network * needed.state + autoencoder * needed.decoder + max(network * needed.forward, autoencoder * needed.decode)
         if place == places["text"]:
             weights += needed.text_encoder
         released = needed.text_encoder if network and places["text"] == "release" else 0
@@ -102,7 +102,7 @@ def check_fits(config: WorldConfig, dtype: torch.dtype, device: str, offload: Ma
         free = free_memory(place)
         if size <= free:
             continue
-        parts = ", ".join(f"{name.rstrip('_').replace('_', ' ')} {part / GB:.1f}" for name, part in vars(needed).items())
+        parts = ", ".join(f"{name.replace('_', ' ')} {part / GB:.1f}" for name, part in vars(needed).items())
         saving = [way for way, less in ways_to_run(needed, device).items() if less <= free and place == device]
         advice = f"{saving[0]} would do; {nearest(free, device)}" if saving else nearest(free, device)
         raise CheckpointError(

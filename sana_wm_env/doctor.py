@@ -31,7 +31,7 @@ PARTS = {
     "text_encoder": "weights of the text encoder",
     "state": "state of one session",
     "decoder": "state of its decoder",
-    "pass_": "transient of a pass",
+    "forward": "transient of a pass",
     "decode": "transient of the decode",
 }
 EXTRAS = {"hub": ("huggingface_hub", "diffusers", "transformers"), "gpu": ("fla", "triton"), "rl": ("stable_baselines3",)}

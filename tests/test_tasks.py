@@ -3,7 +3,6 @@
 import pickle
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import gymnasium as gym
 import numpy as np
@@ -13,11 +12,10 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
-import sana_wm_env
 from sana_wm_env.camera import step_twists, twist_path
-from sana_wm_env.observations import pose_space, pose_vector
+from sana_wm_env.observations import pose_vector
 from sana_wm_env.rooms.env import held_out_room, open_room, stands_clear
-from sana_wm_env.tasks import FollowTask, Goal, GoalTask, Moment, Opening, Task, Verdict, draw_walk, pose_gap, walk_path
+from sana_wm_env.tasks import FollowTask, Goal, GoalTask, Moment, Opening, Verdict, draw_walk, pose_gap, walk_path
 
 FORWARD, STILL = np.array([0, 0, 0.5, 0, 0.5, 0], np.float32), np.zeros(6, np.float32)
 WORLDS = ("SanaWM-v0", "SanaWM-Rooms-v0")
@@ -318,84 +316,6 @@ def test_the_last_waypoint_stays_the_target():
     assert task.judge(goal, moment) == Verdict(0.0)
     assert task.judge(goal, moment._replace(chunk_index=1)).reward < 0  # there too early
     np.testing.assert_allclose(task.observe(goal, last, 5)["waypoints"], np.tile(pose_vector(np.eye(4)), 3), atol=1e-6)
-
-
-# A user's own
-
-
-@dataclass(frozen=True)
-class Brighter(Task):
-    """Worth the brightness gained over the best so far, over after `patience` steps: frames, a goal that changes, an end."""
-
-    patience: int = 3
-
-    def begin(self, opening: Opening) -> Goal:
-        return {"best": np.array(opening.frame.mean()), "place": opening.look(twist_path([0, 0, 0, 0, 0.3, 0]))[-1]}
-
-    def judge(self, goal: Goal, moment: Moment) -> Verdict:
-        if moment.action[2] < 0:
-            raise RuntimeError("no way back")
-        best = max(goal["best"], moment.frames[-1].mean())
-        return Verdict(best - goal["best"], moment.chunk_index >= np.int64(self.patience), goal | {"best": best})
-
-    def info(self, goal, c2w, chunk_index):
-        return {"best": float(goal["best"])}
-
-    def spaces(self, image_size):
-        return {"left": gym.spaces.Box(0, self.patience, (1,), np.float32)}
-
-    def observe(self, goal, c2w, chunk_index):
-        return {"left": np.array([self.patience - chunk_index], np.float32)}
-
-
-def test_a_task_of_ones_own(world):
-    env = make(world, task=Brighter(), obs_mode="dict")
-    obs, info = env.reset(seed=2)
-    assert obs["left"] == [3] and info["best"] == pytest.approx(obs["image"].mean())
-    best, rewards = info["best"], []
-    with pytest.raises(RuntimeError, match="no way back"):
-        env.step(-FORWARD)
-    for index in (1, 2, 3):
-        obs, reward, terminated, _, info = env.step(FORWARD)
-        rewards.append(reward)
-        assert (info["chunk_index"], terminated) == (index, index == 3) and type(terminated) is bool and type(reward) is float
-        assert obs in env.observation_space
-    assert sum(rewards) == pytest.approx(info["best"] - best)
-
-
-def test_a_reward_function(world):
-    moments = []
-
-    def reward(moment: Moment) -> np.float32:
-        moments.append(moment)
-        return np.float32(moment.c2w[-1, 2, 3] - moment.before[2, 3])
-
-    env = make(world, reward_fn=reward)
-    env.reset(seed=2)
-    obs, gained, terminated, _, info = env.step(FORWARD)
-    assert type(gained) is float and gained == pytest.approx(info["c2w"][-1, 2, 3]) and not terminated
-    (moment,) = moments
-    assert (moment.frames == obs).all() and (moment.c2w == info["c2w"]).all() and (moment.action == FORWARD).all()
-    assert moment.chunk_index == 1 and (moment.before == np.eye(4)).all()
-
-
-def test_a_key_that_is_taken_is_refused():
-    class Clash(Brighter):
-        def spaces(self, image_size):
-            return {"pose": pose_space()}
-
-    with pytest.raises(ValueError, match="adds 'pose'"):
-        make("SanaWM-Rooms-v0", task=Clash(), obs_mode="dict")
-    make("SanaWM-Rooms-v0", task=Clash())  # where it does not show, it does no harm
-
-
-def test_a_task_must_judge():
-    class Unfinished(Task):
-        pass
-
-    with pytest.raises(TypeError, match="judge"):
-        Unfinished()
-    assert sana_wm_env.Task is Task
 
 
 def test_pose_gap():

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from sana_wm_env.evaluation.fidelity import measure, plan
 from sana_wm_env.evaluation.metrics import estimate
 from sana_wm_env.model.config import TransformerConfig
-from sana_wm_env.model.sampler import STREAMING_SIGMAS, shift
+from sana_wm_env.model.sampler import STREAMING_SHIFT, STREAMING_SIGMAS, shifted_sigmas
 from sana_wm_env.model.transformer import Transformer
 from sana_wm_env.model.world import WorldModel
 
@@ -161,9 +161,7 @@ def trained_variant(config: AblationsConfig, name: str, seed: int) -> dict:
 
 def sampling_rows(config: AblationsConfig) -> Iterator[tuple[str, str, list[float]]]:
     """PSNR per held-out episode: of chunk 1 for distilled and undistilled steps, of chunks 8 to 12 with and without the sink."""
-    undistilled = [
-        (f"{n} undistilled steps", config.undistilled, tuple(float(shift(1 - i / n, 8.0)) for i in range(n + 1))) for n in UNDISTILLED_STEPS
-    ]
+    undistilled = [(f"{n} undistilled steps", config.undistilled, shifted_sigmas(n, STREAMING_SHIFT)) for n in UNDISTILLED_STEPS]
     for label, stage, sigmas in (("4 distilled steps", config.few_step, STREAMING_SIGMAS), *undistilled):
         world = assemble(PackConfig(config.world, config.runs, stage))
         world.config = replace(world.config, sigmas=sigmas)

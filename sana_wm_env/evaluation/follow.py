@@ -25,7 +25,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -242,7 +241,7 @@ def run(config: FollowConfig) -> int:
     return 0
 
 
-def curve_panels(followed: Followed, alignment: Literal["none"] | Alignment = "none") -> dict[str, dict[str, Array]]:
+def curve_panels(followed: Followed, alignment: Alignment) -> dict[str, dict[str, Array]]:
     """Errors frame by frame for the plot: title -> condition -> (N, E - 1)."""
     panels: dict[str, dict[str, Array]] = {}
     for condition, paths in followed.estimated.items():

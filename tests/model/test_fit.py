@@ -73,7 +73,7 @@ def test_a_pass_takes_what_was_computed(computed, world, session):
 
     with torch.inference_mode():
         clean_pass()
-        assert allocated(clean_pass) == pytest.approx(computed.pass_, rel=0.1)
+        assert allocated(clean_pass) == pytest.approx(computed.forward, rel=0.1)
 
 
 def test_a_decode_takes_what_was_computed(computed, world, session):
@@ -107,7 +107,7 @@ def test_the_kept_figures_of_the_published_decoder_are_those_of_diffusers_class(
     assert decoder_bytes(kept, torch.bfloat16)[0] == 595_189_760
 
 
-PARTS = Need(transformer=50, autoencoder=20, text_encoder=40, state=10, decoder=5, pass_=8, decode=16)
+PARTS = Need(transformer=50, autoencoder=20, text_encoder=40, state=10, decoder=5, forward=8, decode=16)
 
 
 def test_what_is_elsewhere_does_not_count():
