@@ -98,13 +98,14 @@ class GatedDeltaAttention(SelfAttention):
         """Mix u (B, T, S, C) -> (output (B, T, S, C), state after the last frame if it is kept)."""
         beta = torch.sigmoid(self.beta_proj(u))  # (B, T, S, h)
         decay = self.decay(u)  # (B, T, h)
-        main, matrix, normaliser, conv_tail = self.main_branch(u, beta, decay, cameras, run, past)
-        camera, camera_matrix, camera_tail = self.camera_branch(u, beta, decay, cameras, run, past)
+        main, matrix, normaliser, keys = self.main_branch(u, beta, decay, cameras, run, past)
+        camera, camera_matrix, camera_keys = self.camera_branch(u, beta, decay, cameras, run, past)
         out = self.combine(u, main, camera)
         if not run.keep:
             return out, None
-        carried = camera_tail if self.carry_camera_conv else None
-        return out, DeltaState(_at_most_fp32(matrix), _at_most_fp32(normaliser), _at_most_fp32(camera_matrix), conv_tail, carried)
+        tail = last_frames(keys, past.conv_tail if past else None)
+        camera_tail = last_frames(camera_keys, past.camera_conv_tail if past else None) if self.carry_camera_conv else None
+        return out, DeltaState(_at_most_fp32(matrix), _at_most_fp32(normaliser), _at_most_fp32(camera_matrix), tail, camera_tail)
 
     def decay(self, u: Tensor) -> Tensor:
         """How much of the state survives each frame, in (0, 1): (B, T, h), float32 at least."""
@@ -114,7 +115,7 @@ class GatedDeltaAttention(SelfAttention):
     def main_branch(
         self, u: Tensor, beta: Tensor, decay: Tensor, cameras: CameraContext, run: Execution, past: DeltaState | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Returns output (B, T, S, C), M (B, h, D, D), z (B, h, D), convolution tail (B, 3, S, C)."""
+        """Returns output (B, T, S, C), M (B, h, D, D), z (B, h, D), and what goes into the convolution (B, T, S, C)."""
         q, raw_k, v = self.qkv(u).chunk(3, -1)
         k = short_conv(raw_k, self.conv_k.weight, run.spans, *run.edges(raw_k, 3, past.conv_tail if past else None))
         q, k = self.split(F.relu(self.q_norm(q))), self.split(F.relu(self.k_norm(k)) * self.key_scale(u))
@@ -125,16 +126,14 @@ class GatedDeltaAttention(SelfAttention):
         transition, weighted = transitions(k, beta, decay)
         rows, row = self.mix(transition, weighted.sum(3, keepdim=True), run, _like(past.normaliser, v)[:, :, None] if past else None)
         out = (q_turned @ matrices.mT) / (q @ rows.mT + DENOMINATOR_EPS)  # (B, T, h, S, D)
-        tail = last_frames(raw_k, past.conv_tail if past else None)
-        return per_token(out).to(u.dtype), matrix, row[:, :, 0], tail
+        return per_token(out).to(u.dtype), matrix, row[:, :, 0], raw_k
 
     def camera_branch(
         self, u: Tensor, beta: Tensor, decay: Tensor, cameras: CameraContext, run: Execution, past: DeltaState | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Numerator-only delta rule between rays. Returns output (B, T, S, C), M (B, h, D, D), convolution tail."""
+        """Numerator-only delta rule between rays. Returns output (B, T, S, C), M (B, h, D, D), input of the convolution."""
         raw_k = self.k_proj_cam(u)
-        before = past.camera_conv_tail if past else None
-        k = short_conv(raw_k, self.conv_k_cam.weight, run.spans, *run.edges(raw_k, 3, before))
+        k = short_conv(raw_k, self.conv_k_cam.weight, run.spans, *run.edges(raw_k, 3, past.camera_conv_tail if past else None))
         q = self.split(F.relu(self.q_norm_cam(self.q_proj_cam(u))))
         k = self.split(F.relu(self.k_norm_cam(k)) * self.key_scale(u))
         v = self.split(self.v_proj_cam(u))
@@ -145,7 +144,7 @@ class GatedDeltaAttention(SelfAttention):
         transition, weighted = transitions(k_moved, beta, decay)
         matrices, matrix = self.mix(transition, v.mT @ weighted, run, _like(past.camera_matrix, v) if past else None)
         out = self.split(per_token(q @ matrices.mT).to(u.dtype))
-        return leave_ray_frame(out, cameras).flatten(-2), matrix, last_frames(raw_k, before)
+        return leave_ray_frame(out, cameras).flatten(-2), matrix, raw_k
 
     @staticmethod
     def mix(transition: Tensor, write: Tensor, run: Execution, initial: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -60,10 +60,10 @@ def leave_ray_frame(x: Tensor, cameras: CameraContext) -> Tensor:
 
 def _move(x: Tensor, matrices: Tensor, table: Tensor) -> Tensor:
     half = x.shape[-1] // 2
-    # (B, T, S, h, D/2) -> (B, T, S, h * D/8, 4); rows are vectors, so the matrix goes transposed to the right
-    groups = x[..., :half].unflatten(-1, (-1, 4)).flatten(3, 4)
-    moved = (groups @ matrices.to(x.dtype).mT).view(*x.shape[:-1], half)
-    return torch.cat([moved, rotate(x[..., half:], table)], -1)
+    # Both halves go through the matrices, one of them for nothing: one large product of contiguous groups is faster than a small one.
+    groups = x.unflatten(-1, (-1, 4)).flatten(3, 4)  # (B, T, S, h, D) -> (B, T, S, h * D/4, 4)
+    moved = (matrices.to(x.dtype) @ groups.mT).mT.reshape(x.shape)
+    return torch.cat([moved[..., :half], rotate(x[..., half:], table)], -1)
 
 
 def _clamp_rms(after: Tensor, before: Tensor) -> Tensor:

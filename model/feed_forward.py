@@ -67,9 +67,11 @@ class FeedForward(nn.Module):
         r (B, T, S, C); `before` and `after` (B, 1, S, C) lie outside, None for zeros.
         """
         zero = torch.zeros_like(r[:, :1])
-        left = torch.cat([zero if before is None else before, r[:, :-1]], 1)
-        ends = [zero] * (len(spans) - 1) + [zero if after is None else after]
-        right = torch.cat([part for (a, b), end in zip(spans, ends, strict=True) for part in (r[:, a + 1 : b], end)], 1)
+        known = torch.cat([zero if before is None else before, r, zero if after is None else after], 1)
+        left, right = known[:, :-2], known[:, 2:]
+        if len(spans) > 1:
+            ended = [part for a, b in spans[:-1] for part in (r[:, a + 1 : b], zero)]
+            right = torch.cat([*ended, right[:, spans[-1][0] :]], 1)
         taps = self.t_conv.weight[..., 0].transpose(1, 2).flatten(1)  # (C, C, 3, 1) -> (C, 3 C), tap-major
         return r + F.linear(torch.cat([left, r, right], -1), taps)
 

@@ -32,9 +32,9 @@ def scan(transition: Tensor, write: Tensor, spans: Spans, initial: Tensor | None
     frame, (B, T, h, R, D), which is all a read-out needs, and the forward state after the last frame (B, h, R, D).
     The normaliser is the case of one row: Z is symmetric, so z^T goes by the same rule.
     """
-    a, w = transition.unbind(1), write.unbind(1)
-    forward = _absorb(a, w, initial)
-    return _with_later(forward, a, w, spans), forward[-1]
+    a, w = _frames(transition), _frames(write)
+    forward = _absorb(a, w, initial if initial is None else initial.flatten(0, 1))
+    return _clip(_with_later(forward, a, w, spans), write), forward[-1].view_as(write[:, 0])
 
 
 def scan_across(transition: Tensor, write: Tensor, run: Execution) -> tuple[Tensor, Tensor]:
@@ -47,7 +47,8 @@ def scan_across(transition: Tensor, write: Tensor, run: Execution) -> tuple[Tens
         raise ValueError("the clip is not divided among ranks; scan it with `scan`")
     forward, _ = _sweep(transition, write, run.stretch, reverse=False)
     if not run.ahead:  # horizons end inside the stretch
-        return _with_later(forward.unbind(1), transition.unbind(1), write.unbind(1), run.spans), forward[:, -1]
+        a, w = _frames(transition), _frames(write)
+        return _clip(_with_later(_frames(forward), a, w, run.spans), write), forward[:, -1]
     backward, after = _sweep(transition.flip(1), write.flip(1), run.stretch, reverse=True)
     later = torch.cat([backward.flip(1)[:, 1:], after[:, None]], 1)  # a frame's own write is in `forward` already
     return forward + later, forward[:, -1]
@@ -55,36 +56,38 @@ def scan_across(transition: Tensor, write: Tensor, run: Execution) -> tuple[Tens
 
 def _sweep(transition: Tensor, write: Tensor, stretch: Stretch, reverse: bool) -> tuple[Tensor, Tensor]:
     """The states after each frame (B, T, h, R, D) and before the first (B, h, R, D); frames come in the order of the sweep."""
-    a = transition.unbind(1)
-    states = torch.stack(_absorb(a, write.unbind(1), None), 1)
-    products = torch.stack(list(accumulate(a, torch.matmul)), 1)
+    a = _frames(transition)
+    states = _clip(_absorb(a, _frames(write), None), write)
+    products = _clip(list(accumulate(a, torch.matmul)), transition)
     before = stretch.carry(states[:, -1], products[:, -1], reverse)
     return states + before[:, None] @ products, before
+
+
+def _frames(x: Tensor) -> tuple[Tensor, ...]:
+    return x.transpose(0, 1).flatten(1, 2).unbind()  # (B, T, h, R, D) -> T of (B * h, R, D): what one product takes
+
+
+def _clip(frames: Sequence[Tensor], like: Tensor) -> Tensor:
+    return torch.stack(list(frames)).unflatten(1, (like.shape[0], like.shape[2])).transpose(0, 1)  # back to (B, T, h, R, D)
 
 
 def _absorb(transitions: Sequence[Tensor], writes: Sequence[Tensor], state: Tensor | None) -> list[Tensor]:
     """The states after each frame, from a first state or from zero."""
     states = []
     for a, w in zip(transitions, writes, strict=True):
-        state = w if state is None else _advance(state, a, w)
+        state = w if state is None else torch.baddbmm(w, state, a)
         states.append(state)
     return states
 
 
-def _with_later(forward: Sequence[Tensor], a: Sequence[Tensor], w: Sequence[Tensor], spans: Spans) -> Tensor:
+def _with_later(forward: Sequence[Tensor], a: Sequence[Tensor], w: Sequence[Tensor], spans: Spans) -> list[Tensor]:
     """M_f + R_f of every frame: the forward states, and what the later frames of the same span write."""
     seen = list(forward)
     for start, stop in spans:
         later = _absorb(a[stop - 1 : start : -1], w[stop - 1 : start : -1], None)
         for f, state in zip(range(stop - 2, start - 1, -1), later, strict=True):
             seen[f] = forward[f] + state
-    return torch.stack(seen, 1)
-
-
-def _advance(state: Tensor, transition: Tensor, write: Tensor) -> Tensor:
-    batch, heads = state.shape[:2]
-    out = torch.baddbmm(write.flatten(0, 1), state.flatten(0, 1), transition.flatten(0, 1))  # (B * h, R, D)
-    return out.unflatten(0, (batch, heads))
+    return seen
 
 
 def short_conv(x: Tensor, weight: Tensor, spans: Spans, past: Tensor | None, future: Tensor | None = None) -> Tensor:
@@ -94,7 +97,7 @@ def short_conv(x: Tensor, weight: Tensor, spans: Spans, past: Tensor | None, fut
     spans, the future half ends with its span; the last span may go on in `future` (B, 3, S, C).
     """
     reach = weight.shape[-1] - 1
-    filter_ = torch.cat([weight, weight[..., :-1].flip(-1)], -1)[..., None]  # (C, 1, 7, 1)
+    filter_ = F.pad(weight, (0, reach), mode="reflect")[..., None]  # (C, 1, 7, 1)
     zero = x.new_zeros(x.shape[0], reach, *x.shape[2:])
     known = torch.cat([zero if past is None else past, x, zero if future is None else future], 1)
     # (B, T, S, C) seen as images (B, C, T, S) in channels-last memory; all spans but the last end in zeros

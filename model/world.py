@@ -85,7 +85,9 @@ class WorldModel:
             raise
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
-        return cls(config, load_transformer(folder, config, dtype, device, variant), autoencoder, text_encoder, variant)
+        transformer = load_transformer(folder, config, dtype, device, variant)
+        transformer.blocks.to(memory_format=torch.channels_last)  # as the feed-forward multiplies with its temporal taps
+        return cls(config, transformer, autoencoder, text_encoder, variant)
 
     @property
     def device(self) -> torch.device:
