@@ -140,7 +140,7 @@ class TrueImagination(Imagination):
 def _session(env: CameraEnv) -> SessionEnv:
     if not isinstance(env, SessionEnv):
         raise ValueError(
-            f"got {type(env).__name__}, which imagines nothing; wanted SanaWM-v0 or its tasks, or --plan-in anchored to plan in a model "
-            "beside it, or --plan-in truth"
+            f"got {type(env).__name__}, which imagines nothing; wanted SanaWM-v0 or its tasks, or a planner with an imagination beside it: "
+            "AnchoredImagination(world) or TrueImagination()"
         )
     return env

@@ -86,7 +86,8 @@ class WorldModel:
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
         transformer = load_transformer(folder, config, dtype, device, variant)
-        transformer.blocks.to(memory_format=torch.channels_last)  # as the feed-forward multiplies with its temporal taps
+        for block in transformer.blocks:
+            block.mlp.t_conv.to(memory_format=torch.channels_last)  # as the feed-forward multiplies with it, instead of copying each time
         return cls(config, transformer, autoencoder, text_encoder, variant)
 
     @property
