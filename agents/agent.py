@@ -13,6 +13,9 @@ from sana_wm_env.observations import Frames
 
 Action = NDArray[np.float32]
 
+WALK = (0, 2, 4)
+"""The axes of a walker on level ground, see `steer`: right, forward, turn right."""
+
 
 class Agent(ABC):
     """Plays one episode at a time: `reset(seed)` at its start, then `act` once per chunk."""
@@ -34,17 +37,20 @@ class Agent(ABC):
         """
 
 
-def steer(chunk: Any, env: CameraEnv) -> Action:
+def steer(chunk: Any, env: CameraEnv, axes: Sequence[int] = range(6)) -> Action:
     """The action of any `action_mode` that moves with constant velocity through the chunk.
 
     Args:
-        chunk: (..., 6) within [-1, 1]: right, down, forward, look up, turn right, roll clockwise, in shares of the limits.
+        chunk: (..., len(axes)) within [-1, 1], in shares of the limits.
         env: the environment that will take it.
+        axes: what `chunk` moves: 0 right, 1 down, 2 forward, 3 look up, 4 turn right, 5 roll clockwise. The others rest.
 
     Returns:
         (..., action size) float32.
     """
-    held = np.asarray(chunk, np.float32)
+    moved = np.asarray(chunk, np.float32)
+    held = np.zeros((*moved.shape[:-1], 6), np.float32)
+    held[..., list(axes)] = moved
     return np.tile(held, (*[1] * (held.ndim - 1), PIECES[env.action_mode]))
 
 

@@ -18,7 +18,7 @@ from scipy.stats.qmc import LatinHypercube
 from sana_wm_env.base import CameraEnv
 from sana_wm_env.camera import Array
 
-from .agent import Action, Agent, steer
+from .agent import WALK, Action, Agent, steer
 from .imagination import Imagination, OwnImagination
 from .objectives import Objective, Worth, make_objective
 
@@ -37,7 +37,7 @@ class PlannerConfig:
     """chunks of a plan that are carried out before the next one"""
     hold: int = 1
     """chunks that share one twist: 3 with a horizon of 3 has the least to search"""
-    axes: tuple[int, ...] = (0, 2, 4)
+    axes: tuple[int, ...] = WALK
     """what moves: 0 right, 1 down, 2 forward, 3 look up, 4 turn right, 5 roll; by default what a walker does on level ground"""
     spread: float = 0.7
     """standard deviation of the first candidates, in shares of the limits"""
@@ -154,9 +154,7 @@ class Planner(Agent):
 
     def actions(self, twists: Array, env: CameraEnv) -> NDArray[np.float32]:
         """Twists of the moving axes (N, pieces, axes) -> actions (N, horizon, action size)."""
-        full = np.zeros((*twists.shape[:2], 6))
-        full[..., list(self.config.axes)] = twists
-        return steer(np.repeat(full, self.config.hold, axis=1)[:, : self.config.horizon], env)
+        return steer(np.repeat(twists, self.config.hold, axis=1)[:, : self.config.horizon], env, self.config.axes)
 
     def _normal(self) -> Array:
         """Standard normal numbers (N, pieces, axes), drawn as a Latin hypercube: along each axis evenly over N equally likely parts.

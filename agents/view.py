@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sana_wm_env.base import CameraEnv
 
-from .agent import Action, steer
+from .agent import WALK, Action, steer
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class View:
 
     side: int = 8
     """pixels along each side of the thumbnails"""
-    axes: tuple[int, ...] = (0, 2, 4)
+    axes: tuple[int, ...] = WALK
     """what moves: 0 right, 1 down, 2 forward, 3 look up, 4 turn right, 5 roll"""
     entries: tuple[str, ...] = ()
     """entries of the observation that are shown; none given: all but the intrinsics and the pose since the first frame"""
@@ -57,10 +57,7 @@ class View:
 
     def act(self, moved: Any, env: CameraEnv) -> Action:
         """(..., moving axes) -> the environment's actions (..., action size)."""
-        moved = np.asarray(moved, np.float32)
-        full = np.zeros((*moved.shape[:-1], 6), np.float32)
-        full[..., list(self.axes)] = moved
-        return steer(full, env)
+        return steer(moved, env, self.axes)
 
     def _shown(self, given: Any) -> list[str]:
         if missing := sorted({*self.entries} - {*given}):
