@@ -16,7 +16,7 @@ from torch import Tensor
 from .cameras import STRIDE, camera_inputs
 from .checkpoint import CheckpointError, check_variant, load_config, load_transformer, resolve_world
 from .config import Variant, WorldConfig
-from .fit import check_fits
+from .fit import Need, check_fits, need
 from .parts import AnyAutoencoder, AnyTextEncoder, open_autoencoder, open_text_encoder
 from .sampler import CLIP_GUIDANCE, Rule, clip_levels, sample_chunk, sample_clip
 from .state import TextContext
@@ -101,6 +101,11 @@ class WorldModel:
     @property
     def frames_per_step(self) -> int:
         return STRIDE * self.latents_per_step
+
+    @cached_property
+    def needed(self) -> Need:
+        """Bytes that one session takes, stage by stage."""
+        return need(self.config, self.transformer.dtype)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -127,18 +127,6 @@ def advance_together(model: WorldModel, states: Sequence[WorldState], paths: Seq
     return [results[i] for i in range(len(states))]
 
 
-def candidate_bytes(model: WorldModel, state: WorldState) -> int:
-    """What one candidate of `imagine` takes while it is played: the state before and after, and an estimate of what a forward needs.
-
-    The widest moment of a forward is the feed-forward's: about eight arrays of 2 * mlp_ratio * width numbers per token.
-    """
-    config = model.config
-    tokens = (model.latents_per_step + 1) * config.grid[0] * config.grid[1]
-    forward = 8 * tokens * int(2 * config.transformer.mlp_ratio * config.transformer.width) * 4
-    pixels = 8 * 3 * model.frames_per_step * config.image_size[0] * config.image_size[1]  # decoded floats, their scaled copies, frames
-    return 2 * state.nbytes + forward + pixels
-
-
 def imagine_from(
     env: CameraEnv,
     model: WorldModel,
@@ -179,7 +167,8 @@ def imagine_from(
     if independent_noise:
         rows = with_own_noise(rows)
     to_session = None if origin is None else RigidTransform.from_matrix(origin).inv().as_matrix()
-    size = max(1, int(memory_mib * 2**20 / candidate_bytes(model, state)))
+    each = 2 * state.nbytes + max(model.needed.forward, model.needed.decode)  # the state before and after, and what makes it
+    size = max(1, int(memory_mib * 2**20 / each))
     parts = [
         _play(env, model, episode, rows[i : i + size], actions[i : i + size], decode, to_session) for i in range(0, len(actions), size)
     ]
