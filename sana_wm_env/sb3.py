@@ -13,13 +13,14 @@ A single environment needs no adapter: `PPO("CnnPolicy", gym.make("SanaWM-v0", o
 
 from collections.abc import Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.wrappers.vector import DictInfoToList
+
+from sana_wm_env.model.fit import free_memory
 
 try:
     from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
@@ -179,11 +180,10 @@ def check_replay_buffer(buffer_size: int, env: gym.Env | VectorEnv | VecEnv, opt
         optimize_memory_usage: as given to the algorithm: each observation is kept once.
 
     Raises:
-        MemoryError: says how much it would take, how much there is, and how many transitions would fit. Nothing is refused where the
-            system does not tell how much memory is available (it does on Linux).
+        MemoryError: says how much it would take, how much there is, and how many transitions would fit.
     """
-    needed, available = replay_buffer_bytes(buffer_size, env, optimize_memory_usage), available_memory()
-    if available is not None and needed > available:
+    needed, available = replay_buffer_bytes(buffer_size, env, optimize_memory_usage), free_memory("cpu")
+    if needed > available:
         raise MemoryError(
             f"got buffer_size={buffer_size}, a replay buffer of {needed / 2**30:.1f} GiB; wanted at most the {available / 2**30:.1f} GiB "
             f"that are available: buffer_size={buffer_size * available // needed} would fill them, smaller observations take less"
@@ -208,11 +208,3 @@ def replay_buffer_bytes(buffer_size: int, env: gym.Env | VectorEnv | VecEnv, opt
     )
     kept = [array for value in vars(one).values() for array in (value.values() if isinstance(value, dict) else [value])]
     return max(buffer_size // slots, 1) * sum(array.nbytes for array in kept if isinstance(array, np.ndarray))
-
-
-def available_memory(meminfo: Path = Path("/proc/meminfo")) -> int | None:
-    """Bytes that programs may still take without swapping; None where the system has no such file."""
-    if not meminfo.is_file():
-        return None
-    fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
-    return int(fields["MemAvailable"].split()[0]) * 1024
