@@ -87,22 +87,25 @@ def draw(path: Path, curves: dict[str, list[tuple[int, float]]], returns: dict[s
 
     figure = Figure(figsize=(11, 4.5))
     left, right = figure.subplots(1, 2)
+    colours = {name: f"C{i}" for i, name in enumerate(curves)}
     for name, curve in curves.items():
         if curve:
             steps, values = np.array(curve).T
-            window = max(1, len(values) // 20)
-            left.plot(steps[window - 1 :], np.convolve(values, np.ones(window) / window, "valid"), label=name)
+            window = max(1, len(values) // 8)
+            left.plot(steps[window - 1 :], np.convolve(values, np.ones(window) / window, "valid"), color=colours[name], label=name)
     left.set(xlabel="chunks", ylabel="return of training episodes, moving average")
     if curves:
         left.legend(fontsize=7)
     for name, each in returns.items():
+        run, _, steps = name.rpartition(" ")
         x, y = each["imagined"], each["true"]
         errors = {f"{axis}err": 1.96 * values.std() / np.sqrt(len(values)) for axis, values in (("x", x), ("y", y))}
-        right.errorbar(x.mean(), y.mean(), fmt="o", markersize=4, elinewidth=0.7, **errors)
-        right.annotate(name, (x.mean(), y.mean()), fontsize=6, xytext=(3, 3), textcoords="offset points")
+        right.errorbar(x.mean(), y.mean(), fmt="o", markersize=4, elinewidth=0.5, color=colours.get(run, "black"), **errors)
+        said = steps if run in colours else name  # of a policy its colour says the rest
+        right.annotate(said, (x.mean(), y.mean()), fontsize=6, xytext=(3, 3), textcoords="offset points")
     right.axline((0, 0), slope=1, linewidth=0.7, color="grey", linestyle=":")
     said = "undefined" if rank["mean"] is None else f"{rank['mean']:.2f}"
-    right.set(xlabel="imagined return", ylabel="true return", title=f"rank correlation {said}")
+    right.set(xlabel="imagined return", ylabel="true return", title=f"scripts, policies by chunks of training; rank correlation {said}")
     figure.tight_layout()
     figure.savefig(path, dpi=130)
 
