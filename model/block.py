@@ -2,13 +2,13 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .attention import CrossAttention, GatedDeltaAttention, SoftmaxAttention
 from .config import TransformerConfig
 from .execution import Execution
 from .feed_forward import FeedForward
+from .kernels.operations import PLAIN, Linear
 from .state import BlockState, CameraContext, TextContext
 
 
@@ -19,12 +19,13 @@ class Block(nn.Module):
     """
 
     recompute: bool = False
+    ops = PLAIN
 
     def __init__(self, config: TransformerConfig, index: int) -> None:
         super().__init__()
         self.index = index
         self.scale_shift_table = nn.Parameter(torch.empty(6, config.width))
-        self.plucker_proj = nn.Linear(config.width, config.width)
+        self.plucker_proj = Linear(config.width, config.width)
         self.attn = SoftmaxAttention(config) if config.is_softmax(index) else GatedDeltaAttention(config)
         self.cross_attn = CrossAttention(config)
         self.mlp = FeedForward(config)
@@ -53,7 +54,7 @@ class Block(nn.Module):
 
         rows (B, T, S, 48), weight (C, 48), bias (C) -> (B, T, S, C).
         """
-        return F.linear(rows, self.plucker_proj.weight @ weight, self.plucker_proj(bias))
+        return self.ops.linear(rows, self.plucker_proj.weight @ weight, self.plucker_proj(bias))
 
     def _mix(
         self,
@@ -66,14 +67,10 @@ class Block(nn.Module):
     ) -> tuple[Tensor, BlockState | None]:
         rows = (self.scale_shift_table + modulation)[:, :, :, None].unbind(2)  # six of (B, T, 1, C)
         shift, scale, gate, shift_ffn, scale_ffn, gate_ffn = rows
-        attended, attention_state = self.attn(modulate(x, shift, scale), cameras, run, past.attention if past else None)
+        gate, gate_ffn = gate.to(x.dtype), gate_ffn.to(x.dtype)
+        attended, attention_state = self.attn(self.ops.modulate(x, shift, scale), cameras, run, past.attention if past else None)
         x = torch.addcmul(x, gate, attended) + cameras.plucker[self.index]
-        x = x + self.cross_attn(x, text.keys[self.index], text.values[self.index], text.mask)
-        fed, tail = self.mlp(modulate(x, shift_ffn, scale_ffn), cameras.grid, run, past.ffn_tail if past else None)
+        x = self.cross_attn(x, text.keys[self.index], text.values[self.index], text.mask)
+        fed, tail = self.mlp(self.ops.modulate(x, shift_ffn, scale_ffn), cameras.grid, run, past.ffn_tail if past else None)
         x = torch.addcmul(x, gate_ffn, fed)
         return x, BlockState(attention_state, tail.clone()) if run.keep else None
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without affine part, then the frame's own scale and shift (B, T, 1, C)."""
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from .rope import rotate
-from .state import CameraContext
 
 NORM_FLOOR = 1e-6
 
@@ -47,40 +46,35 @@ def unit(v: Tensor) -> Tensor:
     return v / v.norm(dim=-1, keepdim=True).clamp(min=NORM_FLOOR)
 
 
-def enter_ray_frame(x: Tensor, matrices: Tensor, cameras: CameraContext, clamp: bool) -> Tensor:
-    """Transform q (with matrices P^T) or k, v (with P^-1): x (B, T, S, h, D), matrices (B, T, S, 4, 4)."""
-    out = _move(x, matrices, cameras.rope_cam)
-    return _clamp_rms(out, x) if clamp else out
+def move(x: Tensor, matrices: Tensor, table: Tensor, sign: float = 1.0) -> Tensor:
+    """Move the first half of each head of x (B, T, S, h, D) in groups of four by the tokens' matrices (B, T, S, 4, 4), turn the second.
 
-
-def leave_ray_frame(x: Tensor, cameras: CameraContext) -> Tensor:
-    """Undo the transform on the attention's output (B, T, S, h, D), each token with its own P."""
-    return _move(x, cameras.rays, cameras.rope_cam.conj())
-
-
-def _move(x: Tensor, matrices: Tensor, table: Tensor) -> Tensor:
+    table (B, T, S, 2, D/2) is that of `rope.rotate`, and so is `sign`.
+    """
     half = x.shape[-1] // 2
     # Both halves go through the matrices, one of them for nothing: one large product of contiguous groups is faster than a small one.
     groups = x.unflatten(-1, (-1, 4)).flatten(3, 4)  # (B, T, S, h, D) -> (B, T, S, h * D/4, 4)
     moved = (matrices.to(x.dtype) @ groups.mT).mT.reshape(x.shape)
-    return torch.cat([moved[..., :half], rotate(x[..., half:], table)], -1)
+    return torch.cat([moved[..., :half], rotate(x[..., half:], table, sign)], -1)
 
 
-def _clamp_rms(after: Tensor, before: Tensor) -> Tensor:
+def clamp_rms(after: Tensor, before: Tensor) -> Tensor:
+    """`after` with the root mean square of each head no larger than that of `before`, both (B, T, S, h, D)."""
+
     def mean_square(v: Tensor) -> Tensor:
         return v.square().mean(-1, keepdim=True) + 1e-6
 
     return after * (mean_square(before) / mean_square(after)).sqrt().clamp(max=1.0)
 
 
-def shrink_beta(beta: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """Write strengths (B, T, S, h) divided by the mean growth of the keys (B, T, S, h, D) of each frame and head.
+def mean_growth(before: Tensor, after: Tensor) -> Tensor:
+    """How much longer the squares of keys (B, T, S, h, D) have become in the mean of each frame and head: (B, T, 1, h).
 
-    The transform may lengthen keys by the camera's distance; without this I - K B K^T would no longer contract.
+    The transform may lengthen keys by the camera's distance; unless the write strengths are divided by this (where it is above 1),
+    I - K B K^T would no longer contract.
     """
 
     def square(v: Tensor) -> Tensor:
         return v.square().sum(-1).clamp(min=NORM_FLOOR**2)
 
-    growth = (square(after) / square(before)).mean(2, keepdim=True)
-    return beta / growth.clamp(min=1.0)
+    return (square(after) / square(before)).mean(2, keepdim=True)

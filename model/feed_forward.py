@@ -2,14 +2,16 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .config import TransformerConfig
 from .execution import Execution, Spans
+from .kernels.operations import PLAIN
 
 
 class Pointwise(nn.Module):
     """A convolution of kernel 1, stored as one and computed as a Linear over the last axis."""
+
+    ops = PLAIN
 
     def __init__(self, inputs: int, outputs: int, spatial: int, bias: bool = True) -> None:
         super().__init__()
@@ -21,7 +23,7 @@ class Pointwise(nn.Module):
         return self.weight.flatten(1)  # (outputs, inputs, 1, ..) -> (outputs, inputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.matrix, self.bias)
+        return self.ops.linear(x, self.matrix, self.bias)
 
     def reset_parameters(self) -> None:
         nn.init.xavier_uniform_(self.matrix)
@@ -38,6 +40,10 @@ class Wrapped(nn.Module):
 
 
 class FeedForward(nn.Module):
+    """Expand, mix neighbours, gate, contract; then the temporal taps."""
+
+    ops = PLAIN
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         width, hidden = config.width, config.ffn_width
@@ -54,12 +60,9 @@ class FeedForward(nn.Module):
 
     def spatial(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """Every frame by itself: expand, mix neighbours, gate, contract."""
-        hidden = F.silu(self.inverted_conv.conv(x))  # (B, T, S, 2 hidden)
-        # (B, T, S, E) -> (B T, E, H, W) in channels-last memory: nothing is copied
-        images = hidden.flatten(0, 1).unflatten(1, grid).permute(0, 3, 1, 2)
-        mixed = self.depth_conv.conv(images).permute(0, 2, 3, 1).reshape(hidden.shape)
-        a, b = mixed.chunk(2, -1)
-        return self.point_conv.conv(a * F.silu(b))
+        expand, mix = self.inverted_conv.conv, self.depth_conv.conv
+        hidden = self.ops.silu_linear(x, expand.matrix, expand.bias)  # (B, T, S, 2 hidden)
+        return self.point_conv.conv(self.ops.gated_mix(hidden, grid, mix.weight, mix.bias))
 
     def temporal(self, r: Tensor, spans: Spans, before: Tensor | None, after: Tensor | None) -> Tensor:
         """r_f + W_0 r_{f-1} + W_1 r_f + W_2 r_{f+1}; the right neighbour ends with its span, the left one does not.
@@ -73,7 +76,7 @@ class FeedForward(nn.Module):
             ended = [part for a, b in spans[:-1] for part in (r[:, a + 1 : b], zero)]
             right = torch.cat([*ended, right[:, spans[-1][0] :]], 1)
         taps = self.t_conv.weight[..., 0].transpose(1, 2).flatten(1)  # (C, C, 3, 1) -> (C, 3 C), tap-major
-        return r + F.linear(torch.cat([left, r, right], -1), taps)
+        return self.ops.linear_onto(r, torch.cat([left, r, right], -1), taps)
 
     def reset_parameters(self) -> None:
         self.inverted_conv.conv.reset_parameters()

@@ -13,6 +13,44 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .execution import Execution, Spans, Stretch
+from .rope import rotate
+
+DENOMINATOR_EPS = 1e-8
+
+
+def delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    decay: Tensor,
+    table: Tensor | None,
+    run: Execution,
+    matrix: Tensor | None,
+    normaliser: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What queries read from the states of their frames, and the state after the last one.
+
+    q, k, v (B, T, S, h, D), beta (B, T, S, h), decay (B, T, h); matrix (B, h, D, D) and normaliser (B, h, D) are the carried state, None
+    for zero. In the main branch a rotary `table` (B, T, S, 2, D) turns queries and keys of the matrix, and what is read is divided by the
+    normaliser's part, which is not turned; in the camera branch there is neither.
+    Returns (B, T, S, h, D) in the dtype of q; computed in float32 at least.
+    """
+    turned = (q, k) if table is None else (rotate(q, table), rotate(k, table))
+    queries, keys, values = (per_head(x) for x in (*turned, v))
+    beta = at_least_fp32(beta.transpose(2, 3))
+    mix = scan if run.stretch is None else scan_across
+    how = run.spans if run.stretch is None else run
+    transition, weighted = transitions(keys, beta, decay)
+    matrices, after = mix(transition, values.mT @ weighted, how, _like(matrix, values))
+    out = queries @ matrices.mT  # (B, T, h, S, D)
+    if table is None:
+        return out.transpose(2, 3).to(q.dtype), after, None
+    transition, weighted = transitions(per_head(k), beta, decay)
+    row = None if normaliser is None else normaliser[:, :, None]
+    rows, row = mix(transition, weighted.sum(3, keepdim=True), how, _like(row, values))
+    out = out / (per_head(q) @ rows.mT + DENOMINATOR_EPS)
+    return out.transpose(2, 3).to(q.dtype), after, row[:, :, 0]
 
 
 def transitions(keys: Tensor, beta: Tensor, decay: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,7 +75,7 @@ def scan(transition: Tensor, write: Tensor, spans: Spans, initial: Tensor | None
     return _clip(_with_later(forward, a, w, spans), write), forward[-1].view_as(write[:, 0])
 
 
-def scan_across(transition: Tensor, write: Tensor, run: Execution) -> tuple[Tensor, Tensor]:
+def scan_across(transition: Tensor, write: Tensor, run: Execution, initial: None = None) -> tuple[Tensor, Tensor]:
     """`scan` of one stretch of a clip that is divided among ranks: same arguments, same results, with what other ranks hold.
 
     States are affine in the state before: every rank scans from zero and multiplies its transitions, learns what the ranks before it
@@ -97,7 +135,7 @@ def short_conv(x: Tensor, weight: Tensor, spans: Spans, past: Tensor | None, fut
     spans, the future half ends with its span; the last span may go on in `future` (B, 3, S, C).
     """
     reach = weight.shape[-1] - 1
-    filter_ = F.pad(weight, (0, reach), mode="reflect")[..., None]  # (C, 1, 7, 1)
+    filter_ = F.pad(weight.to(x.dtype), (0, reach), mode="reflect")[..., None]  # (C, 1, 7, 1)
     zero = x.new_zeros(x.shape[0], reach, *x.shape[2:])
     known = torch.cat([zero if past is None else past, x, zero if future is None else future], 1)
     # (B, T, S, C) seen as images (B, C, T, S) in channels-last memory; all spans but the last end in zeros
@@ -112,3 +150,16 @@ def last_frames(x: Tensor, past: Tensor | None, count: int = 3) -> Tensor:
     if x.shape[1] < count:
         x = torch.cat([x.new_zeros(x.shape[0], count, *x.shape[2:]) if past is None else past, x], 1)
     return x[:, -count:].clone()  # a view would keep the whole chunk alive
+
+
+def per_head(x: Tensor) -> Tensor:
+    """(B, T, S, h, D) -> (B, T, h, S, D), float32 at least: what the scan works on."""
+    return at_least_fp32(x).transpose(2, 3).contiguous()
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _like(state: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if state is None else state.to(x.dtype)

@@ -111,7 +111,7 @@ def measure(golden: Golden, dtype: torch.dtype) -> dict[str, float]:
         network = Transformer(golden.config)
     fill(network, {key: t.to(dtype) for key, t in golden.weights.items()}, golden.name)
     with torch.inference_mode():
-        return _measure(golden, network, dtype)
+        return _measure(golden, network.prepare(), dtype)
 
 
 def _measure(golden: Golden, network: Transformer, dtype: torch.dtype) -> dict[str, float]:

@@ -38,16 +38,17 @@ def camera_angles(angles: Tensor, head_dim: int) -> Tensor:
 
 
 def rope_table(angles: Tensor, dtype: torch.dtype) -> Tensor:
-    """Unit complex numbers (B, T, S, 1, pairs) that `rotate` multiplies with; complex64, or complex128 for float64."""
-    table = torch.polar(torch.ones_like(angles), angles)
-    return table.to(torch.complex128 if dtype == torch.float64 else torch.complex64)[..., None, :]
+    """What `rotate` multiplies with, (B, T, S, 2, 2 * pairs): the cosine of every channel, and its sine with the sign it enters with."""
+    cosine, sine = angles.cos(), angles.sin()
+    return torch.stack([torch.stack([cosine, cosine], -1), torch.stack([-sine, sine], -1)], -3).flatten(-2).to(dtype)
 
 
-def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn adjacent channel pairs of x (B, T, S, h, 2 * pairs) by `table` (B, T, S, 1, pairs)."""
-    real = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    pairs = torch.view_as_complex(real.unflatten(-1, (-1, 2)))  # (B, T, S, h, pairs)
-    return torch.view_as_real(pairs * table).flatten(-2).to(x.dtype)
+def rotate(x: Tensor, table: Tensor, sign: float = 1.0) -> Tensor:
+    """Turn adjacent channel pairs of x (B, T, S, h, D) by `table` (B, T, S, 2, D), or back with sign -1; computed in float32 at least."""
+    real = x.to(torch.promote_types(x.dtype, torch.float32))
+    cosine, sine = table[..., :1, :], table[..., 1:, :]
+    swapped = real.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return (real * cosine + swapped * (sign * sine)).to(x.dtype)
 
 
 def _frequencies(pairs: int, device: torch.device) -> Tensor:

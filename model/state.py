@@ -95,14 +95,16 @@ class CameraContext(Mappable):
     """What depends on cameras and positions only, once per chunk.
 
     rays       (B, T, S, 4, 4)    world to ray frame, P
+    rays_mT    (B, T, S, 4, 4)    its transpose
     rays_inv   (B, T, S, 4, 4)    P^-1
-    rope       (B, T, S, 1, D/2)  rotary table of a head, complex
-    rope_cam   (B, T, S, 1, D/4)  rotary table of a camera head's second half, complex
+    rope       (B, T, S, 2, D)    rotary table of a head, see `rope.rope_table`
+    rope_cam   (B, T, S, 2, D/2)  rotary table of a camera head's second half
     plucker    per block (B, T, S, C)
     grid       (H, W) of the latent
     """
 
     rays: Tensor
+    rays_mT: Tensor
     rays_inv: Tensor
     rope: Tensor
     rope_cam: Tensor

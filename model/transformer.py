@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .block import Block, modulate
+from .block import Block
 from .camera_branch import ray_matrices
 from .config import TransformerConfig
 from .execution import Execution, Rule, Stretch, whole_clip
 from .execution import chunk_sizes as chunk_sizes
 from .execution import chunk_spans as chunk_spans
 from .feed_forward import Pointwise
+from .kernels.operations import PLAIN, Linear, RMSNorm
+from .kernels.select import select_operations
 from .rope import camera_angles, rope_angles, rope_table
 from .state import BlockState, CameraContext, TextContext, TransformerState
 
@@ -34,10 +36,10 @@ class Transformer(nn.Module):
         self.config = config
         width = config.width
         self.t_embedder = TimeEmbedding(width)
-        self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.t_block = nn.Sequential(nn.SiLU(), Linear(width, 6 * width))
         self.x_embedder = PatchEmbedding(config.in_channels, width)
         self.y_embedder = CaptionEmbedding(config)
-        self.attention_y_norm = nn.RMSNorm(width, eps=1e-5)
+        self.attention_y_norm = RMSNorm(width, eps=1e-5)
         self.plucker_embedder = PatchEmbedding(PLUCKER_CHANNELS, width)
         self.raymap_embedder = PatchEmbedding(3, width)  # in every published file, read by none of the rules
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.depth))
@@ -45,6 +47,22 @@ class Transformer(nn.Module):
         self.register_buffer("pos_embed", torch.zeros(1, config.input_size**2, width))  # rotary positions replaced it
         if self.pos_embed.device.type != "meta":
             self.reset_parameters()
+        self.compute_dtype: torch.dtype | None = None
+
+    def prepare(self, compute_dtype: torch.dtype | None = None, plain: bool = False) -> "Transformer":
+        """Choose the operations for the device that the weights are on. Call it again after they have moved.
+
+        Args:
+            compute_dtype: of activations, None for that of the weights. Training in bfloat16 keeps float32 weights.
+            plain: take the reference, whatever the device.
+        """
+        self.compute_dtype = compute_dtype
+        sizes = self.config.width, self.config.head_dim, self.config.ffn_width
+        ops = PLAIN if plain else select_operations(*sizes, self.pos_embed.device, self.dtype)
+        for module in self.modules():
+            if hasattr(module, "ops"):
+                module.ops = ops
+        return self
 
     # ---- contexts: what depends on neither latents nor noise level
 
@@ -72,6 +90,7 @@ class Transformer(nn.Module):
         embed = self.plucker_embedder.proj
         return CameraContext(
             rays=rays,
+            rays_mT=rays.mT.contiguous(),
             rays_inv=rays_inv,
             rope=rope_table(angles, precise).expand(batch, -1, -1, -1, -1),
             rope_cam=rope_table(camera_angles(angles, head_dim), precise).expand(batch, -1, -1, -1, -1),
@@ -144,7 +163,8 @@ class Transformer(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.final_layer.linear.weight.dtype
+        """That of activations."""
+        return self.compute_dtype or self.final_layer.linear.weight.dtype
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -189,7 +209,7 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(self.FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(Linear(self.FEATURES, width), nn.SiLU(), Linear(width, width))
 
     def forward(self, timestep: Tensor) -> Tensor:
         half = self.FEATURES // 2
@@ -203,8 +223,8 @@ class TimeEmbedding(nn.Module):
 class CaptionProjection(nn.Module):
     def __init__(self, text_width: int, width: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(text_width, width)
-        self.fc2 = nn.Linear(width, width)
+        self.fc1 = Linear(text_width, width)
+        self.fc2 = Linear(width, width)
 
     def forward(self, text: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(text), approximate="tanh"))
@@ -218,13 +238,15 @@ class CaptionEmbedding(nn.Module):
 
 
 class FinalLayer(nn.Module):
+    ops = PLAIN
+
     def __init__(self, width: int, outputs: int) -> None:
         super().__init__()
         self.scale_shift_table = nn.Parameter(torch.empty(2, width))
-        self.linear = nn.Linear(width, outputs)
+        self.linear = Linear(width, outputs)
 
     def forward(self, tokens: Tensor, embedding: Tensor, grid: tuple[int, int]) -> Tensor:
         """Head: tokens (B, T, S, C), time embedding (B, T, C) -> velocity (B, C_in, T, H, W)."""
         shift, scale = (self.scale_shift_table + embedding[:, :, None])[:, :, :, None].unbind(2)
-        out = self.linear(modulate(tokens, shift, scale))  # (B, T, S, C_in)
+        out = self.linear(self.ops.modulate(tokens, shift, scale))  # (B, T, S, C_in)
         return out.permute(0, 3, 1, 2).unflatten(-1, grid)

@@ -41,7 +41,7 @@ class WorldModel:
     ) -> None:
         self.config = config
         self.variant: Variant = variant
-        self.transformer = transformer.eval().requires_grad_(False)
+        self.transformer = transformer.eval().requires_grad_(False).prepare()
         self.autoencoder = autoencoder.eval().requires_grad_(False)
         self.text_encoder = text_encoder
 
@@ -190,7 +190,7 @@ class WorldModel:
     def decode(self, latents: Tensor, state: WorldState) -> tuple[Tensor, WorldState]:
         """The second half of `step`: frames of the latents that `generate_latents` returned, and its state with decoder and frame."""
         video, decoder = self.autoencoder.decode(latents.to(self.autoencoder.latents_mean), state.decoder)
-        frames = ((video.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        frames = video.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)  # in place: fresh memory costs more
         frames = frames.permute(0, 2, 3, 4, 1).contiguous()
         newest = frames[:, -1].to(self.device, copy=True)  # a view would keep the chunk alive
         return frames, replace(state, decoder=tuple(decoder), frame=newest)

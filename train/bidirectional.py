@@ -26,6 +26,7 @@ from .levels import LEVELS, logit_normal, sigma_of
 from .loop import LoopConfig, load_average, train
 from .own import OwnData, read_own
 from .parallel import RankStretch, context_group
+from .precision import prepare_network
 from .processes import start_processes
 
 IMAGE_GIVEN = 0.9
@@ -97,7 +98,7 @@ class FlowStage:
         home, device = config.runs / config.world, config.loop.device
         if config.init_from:
             self.begin_with(beginning(home, config.init_from))
-        self.model.to(device)
+        self.prepare(self.network)
         self.autoencoder = load_trained(home / "autoencoder", device)
         if config.own.data:
             clips = read_own(config.own, config.size, self.autoencoder, config.frames)
@@ -105,6 +106,13 @@ class FlowStage:
             shards = {"clips": config.shards, "sessions": config.sessions}
             clips = encoded_rooms(config.runs / "data", shards, config.size, self.autoencoder, device)
         self.clips = LatentClips(clips, config.size, config.text, device)
+
+    def prepare(self, network: Transformer) -> Transformer:
+        """A network of this stage on its device, computing as the loop's settings say. A sharded one takes the dtype of its shards."""
+        loop = self.config.loop
+        if loop.parallel.shard:
+            return network.to(loop.device).prepare()
+        return prepare_network(network, loop.precision, loop.device, loop.compile)
 
     @property
     def divides_clips(self) -> bool:

@@ -19,6 +19,7 @@ from .checkpoints import Run, latest, resume, save
 from .checkpoints import load_average as load_average
 from .optim import OptimConfig, optimisers, schedule
 from .parallel import ParallelConfig, spread
+from .precision import Precision
 from .processes import answering, any_process, average_gradients, complete_gradients, limit_waiting, mean, own, rank, whole, world_size
 
 
@@ -34,6 +35,8 @@ class LoopConfig:
         ema: decay of the averaged weights that are kept as the result.
         save_minutes: time between checkpoints.
         preview: steps between sample pictures (0 for none).
+        precision: dtype of activations; "auto" for bfloat16 where the device is faster at it.
+        compile: let torch.compile make one program of each block; for GPUs, and long runs.
     """
 
     steps: int = 1000
@@ -44,6 +47,8 @@ class LoopConfig:
     ema: float = 0.995
     save_minutes: float = 3.0
     preview: int = 200
+    precision: Precision = "auto"
+    compile: bool = False
     optim: OptimConfig = field(default_factory=OptimConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 

@@ -21,6 +21,7 @@ from sana_wm_env.model.transformer import Transformer
 from .bidirectional import FlowStage
 from .latents import LatentClips, Window
 from .loop import LoopConfig, load_average, train
+from .precision import prepare_network
 from .processes import barrier, rank, start_processes, world_size
 from .streaming import StreamingConfig
 
@@ -89,7 +90,7 @@ def write_trajectories(folder: Path, config: OdeConfig, clips: LatentClips) -> N
     if missing:
         teacher = Transformer(preset(config.world))
         teacher.load_state_dict(load_average(config.runs / config.world / config.teacher))
-        teacher.to(device).eval().requires_grad_(False)
+        prepare_network(teacher, config.loop.precision, device).eval().requires_grad_(False)
         for index in tqdm(missing[rank() :: world_size()], desc="teacher's trajectories", unit="file"):
             generator = torch.Generator(device).manual_seed(1_000_000_007 + index)
             window = clips.window(clips.draw(PER_FILE, config.frames, generator, text_drop=0.0), config.frames)

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .precision import compute_dtype
 from .processes import rank, world_size
 
 
@@ -81,14 +82,17 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """The nearest orthogonal matrix, roughly: the quintic Newton-Schulz iteration pulls all singular values to about 1."""
+    """The nearest orthogonal matrix, roughly: the quintic Newton-Schulz iteration pulls all singular values to about 1.
+
+    In bfloat16 where the device is faster at it, as its authors do: the iteration corrects what rounding spoils.
+    """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x / (x.norm() + 1e-7)
+    x = (x / (x.norm() + 1e-7)).to(compute_dtype("auto", matrix.device)).contiguous()
     for _ in range(iterations):
         gram = x @ x.mT
-        x = torch.addmm(a * x, torch.addmm(b * gram, gram, gram, beta=1, alpha=c), x)
-    return x.mT if matrix.shape[0] > matrix.shape[1] else x
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if matrix.shape[0] > matrix.shape[1] else x).to(matrix.dtype)
 
 
 def optimisers(model: nn.Module, config: OptimConfig, parts: dict[str, float] | None = None) -> list[torch.optim.Optimizer]:

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
+from .allocator import keep_memory
+
 
 def start_processes() -> None:
-    """Joins the group of processes that torchrun started, if any; on a CPU each then uses one thread."""
+    """Joins the group of processes that torchrun started, if any; on a CPU each then uses one thread. For commands: see `keep_memory`."""
+    keep_memory()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 

@@ -63,7 +63,7 @@ class SelfForcingStage(StreamingStage):
     def __init__(self, config: SelfForcingConfig):
         super().__init__(config)
         home, self.carried = config.runs / config.world, 0  # steps taken
-        teacher, critic = (Transformer(self.transformer()).to(config.loop.device) for _ in range(2))
+        teacher, critic = (self.prepare(Transformer(self.transformer())) for _ in range(2))
         teacher.load_state_dict(load_average(home / config.teacher))
         source = config.init_from if config.init_from.startswith("self-forcing") else config.teacher
         critic.load_state_dict(load_average(home / source, "critic"))

@@ -3,7 +3,7 @@ import torch
 from tiny_networks import clip, tiny_network
 from torch import Tensor
 
-from sana_wm_env.model.camera_branch import enter_ray_frame, leave_ray_frame, ray_matrices, shrink_beta
+from sana_wm_env.model.camera_branch import mean_growth, move, ray_matrices
 from sana_wm_env.model.gated_delta import last_frames, scan, short_conv, transitions
 
 B, T, S, H, D, C = 2, 7, 6, 2, 8, 16
@@ -85,8 +85,8 @@ def test_no_frame_lets_the_state_grow(metres_per_frame):
     u = network.x_embedder(given["x"].flatten(3).permute(0, 2, 3, 1))
     beta, decay = torch.sigmoid(attn.beta_proj(u)), attn.decay(u)
     k = attn.split(attn.k_norm_cam(attn.k_proj_cam(u)).relu() * attn.key_scale(u))
-    moved = enter_ray_frame(k, cameras.rays_inv, cameras, clamp=False)
-    for keys, strength in ((k, beta), (moved, shrink_beta(beta, k, moved))):
+    moved = move(k, cameras.rays_inv, cameras.rope_cam)
+    for keys, strength in ((k, beta), (moved, beta / mean_growth(k, moved).clamp(min=1))):
         transition, _ = transitions(keys.transpose(2, 3), strength.transpose(2, 3), decay)
         assert torch.linalg.matrix_norm(transition, 2).max() <= 1 + 1e-9
     if metres_per_frame == 20.0:
@@ -99,7 +99,7 @@ def test_ray_transforms_cancel_and_see_only_relative_poses():
     network, given = tiny_network(), clip(4, step_m=1.0)
     cameras = network.camera_context(given["camera"], given["plucker"])
     x = normal(1, 4, 6, 2, 16)
-    back = leave_ray_frame(enter_ray_frame(x, cameras.rays_inv, cameras, False), cameras)
+    back = move(move(x, cameras.rays_inv, cameras.rope_cam), cameras.rays, cameras.rope_cam, -1.0)
     assert torch.allclose(back, x, atol=1e-10)
     # the same walk seen from another world frame
     elsewhere = torch.linalg.matrix_exp(

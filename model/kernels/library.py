@@ -1,0 +1,71 @@
+"""The compiled operations of cpu.cpp as Python functions."""
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sana_wm_env.native import load_library
+
+# p a pointer (a tensor, or None for null), l a long, i an int, f a float
+SIGNATURES = {
+    "normalise": "plppllfif",
+    "normalise_backward": "pplpppllfif",
+    "modulate": "ppplpplll",
+    "modulate_backward": "ppplpppplll",
+    "gated_sum": "plpppll",
+    "gated_sum_backward": "ppppppl",
+    "move": "plppplllf",
+    "short_conv": "plpppppllll",
+    "short_conv_backward": "pplppppppppllll",
+    "gated_mix": "pppppllll",
+    "gated_mix_backward": "ppppppppllll",
+    "delta": "ppplppppppppplllll",
+    "delta_backward": "ppppppppppppppppppplllll",
+    "mean_growth": "pppllll",
+    "attend": "ppppppplppllllf",
+    "attend_backward": "pppppppplllllf",
+}
+SOURCE = Path(__file__).with_name("cpu.cpp")
+NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+@cache
+def lanes(size: int) -> int:
+    """Numbers in a vector of the compiled operations for tensors whose last axis is `size`; 0 where there are none for it."""
+    library = load_library(SOURCE)
+    widest = library.lanes() if library else 0
+    return next((n for n in (16, 8, 4) if n <= widest and size % n == 0), 0)
+
+
+@cache
+def function(name: str, dtype: torch.dtype, size: int) -> Callable[..., None]:
+    """The operation `name` for activations of a dtype whose last axis is `size`.
+
+    Tensors are passed as they lie: the caller sees to strides and sizes.
+    """
+    widest, wanted = load_library(SOURCE), lanes(size)
+    library = widest if wanted == widest.lanes() else load_library(SOURCE, f"LANES={wanted}")
+    compiled = getattr(library, f"{name}_{NAMES[dtype]}")
+    kinds = {"p": ctypes.c_void_p, "l": ctypes.c_long, "i": ctypes.c_int, "f": ctypes.c_float}
+    compiled.argtypes = [kinds[kind] for kind in SIGNATURES[name]]
+    compiled.restype = None
+
+    def call(*arguments: Any) -> None:
+        compiled(*[a.data_ptr() if isinstance(a, Tensor) else a for a in arguments])
+
+    return call
+
+
+def offsets(*values: int) -> ctypes.Array:
+    """Integers as C reads them."""
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+def span_ends(spans: tuple[tuple[int, int], ...]) -> ctypes.Array:
+    """For every frame where its span ends."""
+    return offsets(*(stop for start, stop in spans for _ in range(start, stop)))

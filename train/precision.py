@@ -1,0 +1,32 @@
+"""In which dtype a stage computes, and with which operations: weights, their averages and the optimiser are float32 in any case."""
+
+from typing import Literal
+
+import torch
+
+from sana_wm_env.model.kernels.select import fastest_dtype
+from sana_wm_env.model.transformer import Transformer
+
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+def compute_dtype(precision: Precision, device: str | torch.device) -> torch.dtype:
+    """The dtype of activations: "auto" is bfloat16 where the device multiplies it clearly faster (on a CPU that is measured)."""
+    if precision != "auto":
+        return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    if torch.device(device).type == "cpu":
+        return fastest_dtype()
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+
+
+def prepare_network(network: Transformer, precision: Precision, device: str, compiled: bool = False) -> Transformer:
+    """The network on its device, ready for training or to teach.
+
+    compiled: have torch.compile make one program of each kind of block, instead of calling one operation after the other. It takes minutes
+    first, and pays on GPUs.
+    """
+    network.to(device).prepare(compute_dtype(precision, device), plain=compiled)
+    if compiled:
+        for block in network.blocks:
+            block.compile()
+    return network
