@@ -1,4 +1,6 @@
-"""The exact renderer: one ray per sample against axis-aligned boxes, in plain torch, batched, on any device.
+"""The exact renderer: one ray per sample against axis-aligned boxes, batched, on any device.
+
+`render` takes the compiled renderer (render_native.py) on a CPU that has a compiler, else `render_reference`, the same in plain torch.
 
 Antialiasing is two-fold: every pixel averages SAMPLES x SAMPLES rays (edges), and the surface patterns are filtered over the footprint of
 a ray, fading to their mean where they get finer than that (surfaces).
@@ -9,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import render_native
 from .scene import CEILING, FLOOR, WALLS, Scenes
 
 SAMPLES = 2
@@ -33,6 +36,15 @@ def render(scenes: Scenes, c2w: Tensor, intrinsics_px: Tensor | tuple[float, ...
         intrinsics_px: (4,) or (B, 4) as fx, fy, cx, cy in pixels; pixel (x, y) covers [x, x + 1] x [y, y + 1].
         size: (height, width) of the image.
     """
+    if scenes.device.type == "cpu" and render_native.available():
+        intrinsics = torch.as_tensor(intrinsics_px, dtype=torch.float32, device="cpu")
+        return Render(*render_native.render(scenes, c2w, intrinsics, size))
+    return render_reference(scenes, c2w, intrinsics_px, size)
+
+
+@torch.inference_mode()
+def render_reference(scenes: Scenes, c2w: Tensor, intrinsics_px: Tensor | tuple[float, ...], size: tuple[int, int]) -> Render:
+    """What `render` does, in plain torch; the compiled renderer is within one grey level of it, but for pixels on edges."""
     batch, frames = c2w.shape[:2]
     device = scenes.device
     intrinsics = torch.as_tensor(intrinsics_px, dtype=torch.float32, device=device).expand(batch, 4)
