@@ -115,7 +115,8 @@ class WorldConfig:
     max_translation_m, max_rotation_rad   length of the largest twist per chunk that the world was trained on
     first_frames              source of first frames: "rooms", or None if the user has to bring an image
     variants                  what its weights can do: "streaming" in few steps; "bidirectional", "chunk_causal" clips in many
-    dtype                     what its weights are run in if nothing else is asked for: "float32" or "bfloat16"
+    dtype                     what its weights are run in if nothing else is asked for: "float32", "bfloat16", or "auto" for the faster
+                              of both on the device at hand
     """
 
     name: str
@@ -133,8 +134,8 @@ class WorldConfig:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype is {self.dtype!r}; it must be 'float32' or 'bfloat16'")
+        if self.dtype not in ("float32", "bfloat16", "auto"):
+            raise ValueError(f"dtype is {self.dtype!r}; it must be 'float32', 'bfloat16' or 'auto'")
         if not self.variants or not set(self.variants) <= set(VARIANTS):
             raise ValueError(f"variants are {self.variants}; wanted some of {', '.join(VARIANTS)}")
         if len(self.sigmas) < 2 or self.sigmas[-1] != 0 or any(a <= b for a, b in pairwise(self.sigmas)):

@@ -18,6 +18,7 @@ from .autoencoder import Autoencoder, AutoencoderConfig
 from .checkpoint import CheckpointError, known_worlds, load_config, resolve_world
 from .config import TransformerConfig, WorldConfig
 from .hub import AUTOENCODER_PARAMETERS, GEMMA_PARAMETERS
+from .kernels.select import choose_dtype
 from .ltx2 import LTX2Autoencoder
 from .state import CameraContext, TextContext, TransformerState, tensors_of
 from .transformer import PLUCKER_CHANNELS, Transformer
@@ -113,7 +114,7 @@ def check_fits(config: WorldConfig, dtype: torch.dtype, device: str, offload: Ma
 def nearest(free: int, device: str) -> str:
     """In words, the largest bundled world that takes no more than `free` bytes of a device."""
     settings = [load_config(resolve_world(name)) for name in known_worlds()]
-    sizes = {world.name: max(ways_to_run(need(world, getattr(torch, world.dtype)), device).values()) for world in settings}
+    sizes = {world.name: max(ways_to_run(need(world, choose_dtype(world.dtype, device)), device).values()) for world in settings}
     fitting = [name for name, size in sizes.items() if size <= free]
     return f"the nearest world that fits is {max(fitting, key=sizes.__getitem__)!r}" if fitting else "no bundled world fits either"
 

@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .cores import Deferred
+
 Value = TypeVar("Value")
 FILE_FORMAT, FILE_VERSION = "sana-wm-state", 1
 
@@ -165,6 +167,21 @@ class TransformerState(Mappable):
     blocks: tuple[BlockState, ...]
     next_frame: Tensor
 
+    def cast(self, dtype: torch.dtype) -> "TransformerState":
+        """The same state for a network that computes in `dtype`. Matrices and normalisers keep theirs."""
+
+        def of_block(block: BlockState) -> BlockState:
+            attention = block.attention
+            if isinstance(attention, DeltaState):
+                camera = attention.camera_conv_tail
+                tails = attention.conv_tail.to(dtype), None if camera is None else camera.to(dtype)
+                attention = replace(attention, conv_tail=tails[0], camera_conv_tail=tails[1])
+            else:
+                attention = attention.map(lambda t: t.to(dtype))
+            return BlockState(attention, block.ffn_tail.to(dtype))
+
+        return replace(self, blocks=tuple(map(of_block, self.blocks)))
+
     def detach(self) -> "TransformerState":
         return self.map(torch.detach)
 
@@ -175,7 +192,7 @@ class WorldState(Mappable):
 
     `len(state)` is B. `state[2]` and `state[1:3]` are views of rows, `concatenate` joins rows, `expand` branches one.
 
-    transformer    None before the first chunk
+    transformer    None before the first chunk. After a step it is deferred: the frames do not depend on it, the next step does
     image_latent   (B, C, 1, h, w), the encoded first frame
     decoder        the autoencoder's carried tensors
     text           keys and values of the prompts
@@ -201,6 +218,28 @@ class WorldState(Mappable):
     world: str
     weights: str
     task: dict[str, Tensor] = field(default_factory=dict)
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if type(value) is Deferred:
+            value = value.result()
+            object.__setattr__(self, name, value)  # the value it stood for all along
+        return value
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def changed(self, **values: Any) -> "WorldState":
+        """The same state with other values in some fields. Unlike `dataclasses.replace` it waits for nothing that is deferred."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__ | values)
+        return other
+
+    def begin(self) -> None:
+        """Has what is deferred computed in the background."""
+        for value in self.__dict__.values():
+            if type(value) is Deferred:
+                value.begin()
 
     def __len__(self) -> int:
         return len(self.c2w)

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -16,10 +16,12 @@ from torch import Tensor
 from .cameras import STRIDE, camera_inputs
 from .checkpoint import CheckpointError, check_variant, load_config, load_transformer, resolve_world
 from .config import Variant, WorldConfig
+from .cores import Deferred, apart, has_spare_core, run_apart
 from .fit import Need, check_fits, need
+from .kernels.select import SMALL_WIDTH, choose_dtype
 from .parts import AnyAutoencoder, AnyTextEncoder, open_autoencoder, open_text_encoder
 from .sampler import CLIP_GUIDANCE, Rule, clip_levels, sample_chunk, sample_clip
-from .state import TextContext
+from .state import CameraContext, TextContext, TransformerState
 from .state import WorldState as WorldState
 from .transformer import Transformer
 
@@ -59,7 +61,8 @@ class WorldModel:
         Args:
             world: which one, see `resolve_world`.
             device: where the transformer runs, and whatever `offload` does not name.
-            dtype: of all weights; None for the one that the world names.
+            dtype: of all weights; None for what the world names. With its "auto" the transformer gets the dtype that is fastest
+                on the device, see `choose_dtype`, and everything else float32.
             offload: another device for "autoencoder" or "text", such as {"autoencoder": "cuda:1", "text": "cpu"}; "text": "release" runs
                 the text encoder on `device` and frees its memory after every start.
             variant: one of `config.variants`.
@@ -69,6 +72,18 @@ class WorldModel:
             ImportError: the world needs diffusers or transformers, and they are not installed.
             ValueError: `offload` names something else.
         """
+        load = partial(cls._load, world, device, dtype, offload, variant)
+        return run_apart(load) if torch.device(device).type == "cpu" else load()
+
+    @classmethod
+    def _load(
+        cls,
+        world: str | Path,
+        device: str | torch.device,
+        dtype: torch.dtype | None,
+        offload: Mapping[str, str] | None,
+        variant: Variant,
+    ) -> "WorldModel":
         places = {"autoencoder": str(device), "text": str(device), **(offload or {})}
         if set(places) != {"autoencoder", "text"} or places["autoencoder"] == "release":
             raise ValueError(f"got offload={offload!r}; wanted a device for 'autoencoder' or 'text', or 'text': 'release'")
@@ -76,6 +91,7 @@ class WorldModel:
         folder = resolve_world(world)
         config = load_config(folder)
         check_variant(config, variant)
+        dtype, chosen = (dtype, None) if dtype or config.dtype != "auto" else (torch.float32, choose_dtype("auto", device))
         dtype = dtype or getattr(torch, config.dtype)
         check_fits(config, dtype, str(device), offload)
         try:
@@ -88,11 +104,20 @@ class WorldModel:
         transformer = load_transformer(folder, config, dtype, device, variant)
         for block in transformer.blocks:
             block.mlp.t_conv.to(memory_format=torch.channels_last)  # as the feed-forward multiplies with it, instead of copying each time
-        return cls(config, transformer, autoencoder, text_encoder, variant)
+        world = cls(config, transformer, autoencoder, text_encoder, variant)
+        if chosen and chosen != dtype:
+            world.fingerprint  # noqa: B018  # of the weights before: states are exchanged between machines that choose differently
+            transformer.to(chosen).prepare()
+        return world
 
     @property
     def device(self) -> torch.device:
         return self.transformer.pos_embed.device
+
+    @property
+    def threads(self) -> int | None:
+        """Torch threads that a forward is worth on a CPU: one for a small network, None for all there are."""
+        return 1 if self.config.transformer.width <= SMALL_WIDTH else None
 
     @property
     def latents_per_step(self) -> int:
@@ -131,9 +156,17 @@ class WorldModel:
                 f"got a state of the world {theirs[0]!r} with weights {theirs[1][:12]}; this is {ours[0]!r} with weights {ours[1][:12]}: "
                 "load the world that the state was saved in"
             )
-        decoder = tuple(t.to(self.autoencoder.latents_mean.device) for t in state.decoder)
-        return replace(state.map(lambda t: t.to(self.device)), decoder=decoder, generators=state.generators.cpu())
+        decoder, dtype = tuple(t.to(self.autoencoder.latents_mean.device) for t in state.decoder), self.transformer.dtype
+        moved = state.map(lambda t: t.to(self.device))
+        return replace(
+            moved,
+            transformer=moved.transformer and moved.transformer.cast(dtype),
+            text=moved.text.map(lambda t: t if t.dtype == torch.bool else t.to(dtype)),
+            decoder=decoder,
+            generators=state.generators.cpu(),
+        )
 
+    @apart
     @torch.inference_mode()
     def start(self, images: Tensor, intrinsics_px: Tensor, prompts: list[str], generators: list[torch.Generator]) -> WorldState:
         """Open one session per image.
@@ -173,6 +206,7 @@ class WorldModel:
             weights=self.fingerprint,
         ).detached()
 
+    @apart
     @torch.inference_mode()
     def step(self, state: WorldState, c2w: Tensor) -> tuple[Tensor, WorldState]:
         """Imagine the next chunk along a camera path.
@@ -184,8 +218,16 @@ class WorldModel:
         Returns:
             frames uint8 (B, frames_per_step, H, W, 3) and the next state.
         """
-        return self.decode(*self.generate_latents(state, c2w))
+        latents, after = self.generate_latents(state, c2w)
+        # with a core to spare the clean pass runs beside the decode, else while the caller thinks
+        if begins_early := has_spare_core():
+            after.begin()
+        frames, after = self.decode(latents, after)
+        if not begins_early:
+            after.begin()
+        return frames, after
 
+    @apart
     @torch.inference_mode()
     def decode(self, latents: Tensor, state: WorldState) -> tuple[Tensor, WorldState]:
         """The second half of `step`: frames of the latents that `generate_latents` returned, and its state with decoder and frame."""
@@ -193,8 +235,9 @@ class WorldModel:
         frames = video.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)  # in place: fresh memory costs more
         frames = frames.permute(0, 2, 3, 4, 1).contiguous()
         newest = frames[:, -1].to(self.device, copy=True)  # a view would keep the chunk alive
-        return frames, replace(state, decoder=tuple(decoder), frame=newest)
+        return frames, state.changed(decoder=tuple(decoder), frame=newest)
 
+    @apart
     @torch.inference_mode()
     def generate_latents(self, state: WorldState, c2w: Tensor) -> tuple[Tensor, WorldState]:
         """`step` without the decode: new latents (B, C, latents_per_step, h, w); the next state but for decoder and frame."""
@@ -209,15 +252,22 @@ class WorldModel:
         if opens:
             noise = torch.cat([image, noise], 2)
         x = sample_chunk(self.transformer, noise, state.text, cameras, state.transformer, image if opens else None, self.config.sigmas)
-        after = replace(
-            state,
-            transformer=self.transformer.commit(x, state.text, cameras, state.transformer),
+        commit = partial(self._commit, x, state.text, cameras, state.transformer)
+        after = state.changed(
+            transformer=Deferred(commit) if self.device.type == "cpu" else commit(),
             c2w=c2w[:, -1].clone(),
             generators=generators,
             chunk_index=state.chunk_index + 1,
         )
         return x[:, :, -self.latents_per_step :], after
 
+    @apart
+    @torch.inference_mode()
+    def _commit(self, latents: Tensor, text: TextContext, cameras: CameraContext, before: TransformerState | None) -> TransformerState:
+        """The clean pass."""
+        return self.transformer.commit(latents, text, cameras, before)
+
+    @apart
     @torch.inference_mode()
     def clip_latents(
         self,

@@ -1,5 +1,7 @@
 """What every environment of the package shares: spaces, checks, poses, info, rendering. A subclass supplies the pictures."""
 
+import os
+import sys
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,6 +16,16 @@ from .actions import Limits, action_path, action_space
 from .camera import CHUNK_FRAMES, FPS, Array, compose, intrinsics_matrix
 from .observations import Frames, Observation, observation_space, observe
 from .tasks import Goal, Moment, Opening, Task, make_task
+
+
+def _use_one_thread() -> None:
+    """Torch's threads do not survive a fork, and a child that asks for them waits for ever; one of its own it always has."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):  # workers of AsyncVectorEnv, where forking is the default
+    os.register_at_fork(after_in_child=_use_one_thread)
 
 
 class Seeds(NamedTuple):

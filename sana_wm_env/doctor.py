@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend
 from sana_wm_env.model.checkpoint import known_worlds, load_config, resolve_world
 from sana_wm_env.model.config import WorldConfig, preset
 from sana_wm_env.model.fit import GB, free_memory, need, ways_to_run
+from sana_wm_env.model.kernels.select import choose_dtype, describe_choice
 from sana_wm_env.model.published import published_world
 
 STEP_TFLOP = 101
@@ -75,14 +76,16 @@ def examine(device: str) -> dict[str, Any]:
 
 def judged(world: WorldConfig, machine: dict[str, Any]) -> dict[str, Any]:
     """One world on this machine: bytes by stage, in which ways it fits, and why not."""
-    dtype = getattr(torch, world.dtype)
-    needed, device = need(world, dtype), machine["device"]
+    device = machine["device"]
+    dtype = choose_dtype(world.dtype, device)
+    needed = need(world, dtype)
     peaks = ways_to_run(needed, device)
     reasons = why_not(world, min(peaks.values()), machine)
     return {
         "image_size": list(world.image_size),
         "dtype": world.dtype,
-        "kernels": {"attention": attention_kernel(world, device), "delta rule": "plain PyTorch in float32"},
+        "computes": describe_choice(world.transformer, device, dtype),
+        "kernels": {"attention": attention_kernel(world, device)},
         "bytes": asdict(needed),
         "peak_bytes": peaks,
         "fits": not reasons,
@@ -132,7 +135,7 @@ def _best_rate(a: torch.Tensor, seconds: float, clock: Callable[[], float]) -> f
 def attention_kernel(world: WorldConfig, device: str) -> str:
     """Which implementation of attention torch takes for the sizes of a world."""
     heads, head_dim = world.transformer.heads, world.transformer.head_dim
-    q = torch.empty(1, heads, 64, head_dim, dtype=getattr(torch, world.dtype), device=device)
+    q = torch.empty(1, heads, 64, head_dim, dtype=choose_dtype(world.dtype, device), device=device)
     chosen = torch._fused_sdp_choice(q, q, q)  # pyright: ignore[reportPrivateImportUsage]  # nothing public tells
     return SDPBackend(chosen).name.lower().replace("_", " ")
 
@@ -153,7 +156,7 @@ def in_words(found: dict[str, Any]) -> str:
     for name, row in found["presets"].items():
         height, width = row["image_size"]
         lines += ["", f"{name}: {height} x {width}, {row['dtype']}, one session"]
-        lines += [f"  {what:<28}{kernel}" for what, kernel in row["kernels"].items()]
+        lines += [f"  {what:<28}{kernel}" for what, kernel in ({"computes in": row["computes"]} | row["kernels"]).items()]
         lines += [f"  {PARTS[part]:<28}{size / GB:>9.3f} GB" for part, size in row["bytes"].items()]
         lines += [f"  peak {size / GB:.3f} GB, {way}" for way, size in row["peak_bytes"].items()]
         lines += ["  fits"] if row["fits"] else [f"  does not fit: {reason}" for reason in row["reasons"]]

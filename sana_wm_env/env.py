@@ -20,6 +20,8 @@ from .rooms.env import held_out_room, look, open_room, stands_clear
 from .session import SessionEnv
 from .tasks import Moment, Task
 
+DTYPES = (None, "float32", "bfloat16")
+
 
 class FirstFrame(NamedTuple):
     """What an episode starts from: uint8 (H, W, 3), (4,) in its pixels, a description of the scene."""
@@ -136,6 +138,7 @@ class SanaWMEnv(SessionEnv, gym.utils.EzPickle):
     | `task`              | str   | `"free"`       | `"free"`, `"goal"`, `"follow"`, or a `sana_wm_env.Task` of your own |
     | `reward_fn`         | function | `None`      | a `sana_wm_env.tasks.Moment` -> float, in place of a task        |
     | `offload`           | dict  | `None`         | another device for `"autoencoder"` or `"text"`, see `WorldModel.load` |
+    | `dtype`             | str   | `None`         | `"float32"` or `"bfloat16"`; `None`: as the world names it, or the faster of both |
 
     ## Vectorized Environment
 
@@ -167,11 +170,14 @@ class SanaWMEnv(SessionEnv, gym.utils.EzPickle):
         task: str | Task = "free",
         reward_fn: Callable[[Moment], float] | None = None,
         offload: dict[str, str] | None = None,
+        dtype: str | None = None,
     ):
         gym.utils.EzPickle.__init__(
-            self, world, device, obs_mode, render_mode, max_translation_m, max_rotation_rad, action_mode, task, reward_fn, offload
+            self, world, device, obs_mode, render_mode, max_translation_m, max_rotation_rad, action_mode, task, reward_fn, offload, dtype
         )
-        self.model_folder, self.device, self.offload = resolve_world(world), device, offload
+        if dtype not in DTYPES:
+            raise ValueError(f"got dtype={dtype!r}; wanted one of {', '.join(map(repr, DTYPES))}")
+        self.model_folder, self.device, self.offload, self.dtype = resolve_world(world), device, offload, dtype
         config = load_config(self.model_folder)
         check_variant(config, "streaming")
         super().__init__(
@@ -193,7 +199,8 @@ class SanaWMEnv(SessionEnv, gym.utils.EzPickle):
             raise ValueError(
                 f"got device={self.device!r}; torch {torch.__version__} sees no CUDA device: use device='cpu', or a CUDA build"
             )
-        return WorldModel.load(self.model_folder, self.device, offload=self.offload)
+        dtype = None if self.dtype is None else getattr(torch, self.dtype)
+        return WorldModel.load(self.model_folder, self.device, dtype, self.offload)
 
     def close(self) -> None:
         """Frees weights and episode. A second call does nothing; reset and step refuse afterwards."""

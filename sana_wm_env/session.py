@@ -122,7 +122,7 @@ def advance_together(model: WorldModel, states: Sequence[WorldState], paths: Seq
 
     parts = [members[part] for members in groups.values() for part in shares(len(members), model.device)]
     results: dict[int, tuple[Frames, WorldState]] = {}
-    for some in side_by_side([partial(advance, part) for part in parts]):
+    for some in side_by_side([partial(advance, part) for part in parts], model.threads):
         results |= some
     return [results[i] for i in range(len(states))]
 
@@ -224,7 +224,7 @@ def _play(
         if decode != "poses":
             poses = paths if to_session is None else compose(to_session, paths)
             calls = [partial(imagine, of_part, poses[part]) for of_part, part in zip(states, parts, strict=True)]
-            some, shown, states = zip(*side_by_side(calls), strict=True)
+            some, shown, states = zip(*side_by_side(calls, model.threads), strict=True)
             latents, frames = np.concatenate(some), None if shown[0] is None else np.concatenate(shown)
         rewards = np.zeros(len(actions))
         for i, (candidate, action) in enumerate(zip(candidates, chosen, strict=True)):

@@ -249,4 +249,5 @@ def test_a_shift_of_time_in_mid_session_changes_nothing_that_is_seen(env):
     plain, _ = unwrapped.model.generate_latents(state, path)
     shifted, after = unwrapped.model.generate_latents(replace(state, transformer=shift_time(state.transformer, -5000)), path)
     assert after.transformer.next_frame.item() == 5000 + 10
-    assert (plain - shifted).abs().max() < 1e-4 * plain.abs().max()
+    bound = 1e-4 if unwrapped.model.transformer.dtype == torch.float32 else 2e-2  # what rounding makes of angles
+    assert (plain - shifted).abs().max() < bound * plain.abs().max()

@@ -67,6 +67,7 @@ def assemble(config: PackConfig) -> WorldModel:
         max_rotation_rad=rotation,
         first_frames=None if config.data else "rooms",
         variants=VARIANTS if config.undistilled else ("streaming",),
+        dtype="auto",
     )
     return WorldModel(world, trained(config, config.stage), autoencoder, TextEncoder(text))
 

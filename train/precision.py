@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 
-from sana_wm_env.model.kernels.select import fastest_dtype
+from sana_wm_env.model.kernels.select import choose_dtype
 from sana_wm_env.model.transformer import Transformer
 
 Precision = Literal["auto", "bf16", "fp32"]
@@ -12,11 +12,7 @@ Precision = Literal["auto", "bf16", "fp32"]
 
 def compute_dtype(precision: Precision, device: str | torch.device) -> torch.dtype:
     """The dtype of activations: "auto" is bfloat16 where the device multiplies it clearly faster (on a CPU that is measured)."""
-    if precision != "auto":
-        return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
-    if torch.device(device).type == "cpu":
-        return fastest_dtype()
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return choose_dtype({"bf16": "bfloat16", "fp32": "float32"}.get(precision, precision), device)
 
 
 def prepare_network(network: Transformer, precision: Precision, device: str, compiled: bool = False) -> Transformer:

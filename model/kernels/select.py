@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from sana_wm_env.native import cache_folders, describe_processor, find_compiler
 
+from ..config import TransformerConfig
 from . import attention, delta_rule, gates, linear, norms, rays, short_conv
 from .library import lanes
 from .operations import PLAIN, Operations
@@ -44,6 +45,15 @@ def select_operations(width: int, head_dim: int, ffn_width: int, device: torch.d
             attend=attention.attend,
         )
     return found
+
+
+def choose_dtype(name: str, device: str | torch.device) -> torch.dtype:
+    """The dtype that a world's configuration names for a device; "auto" is the faster of float32 and bfloat16."""
+    if name != "auto":
+        return getattr(torch, name)
+    if torch.device(device).type == "cpu":
+        return fastest_dtype()
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
 
 
 def fastest_dtype() -> torch.dtype:
@@ -79,13 +89,16 @@ def measure_products() -> dict[str, float]:
     return rates
 
 
-def describe_choice(ops: Operations, dtype: torch.dtype) -> str:
-    """In words what was chosen and why, for people."""
-    rates = ", ".join(f"{rate:.0f} in {name}" for name, rate in measure_products().items())
+def describe_choice(config: TransformerConfig, device: str, dtype: torch.dtype) -> str:
+    """In words how a network computes on a device in `dtype`, and why."""
+    name = str(dtype).removeprefix("torch.")
+    if torch.device(device).type != "cpu":
+        return f"{name}, plain torch"
+    ops = select_operations(config.width, config.head_dim, config.ffn_width, torch.device(device), dtype)
+    rates = ", ".join(f"{rate:.0f} in {product}" for product, rate in measure_products().items())
     compiled = "compiled C++" if ops.rms_norm is not PLAIN.rms_norm else f"plain torch ({_why_not()})"
     library = "oneDNN" if ops.linear is not PLAIN.linear else "torch's own choice"
-    name = str(dtype).removeprefix("torch.")
-    return f"{name}, as one core multiplies at {rates} GFLOP/s; products by {library}, the rest by {compiled}"
+    return f"{name} (one core multiplies at {rates} GFLOP/s); products by {library}, the rest by {compiled}"
 
 
 def _why_not() -> str:
