@@ -50,9 +50,12 @@ class Need:
 
 
 def need(config: WorldConfig, dtype: torch.dtype) -> Need:
-    """What one session of a world needs with weights in `dtype`. Takes a second; no weight is read or made."""
+    """What one session of a world needs with weights in `dtype`; "auto" worlds keep their autoencoder in float32.
+
+    Takes a second; no weight is read or made.
+    """
     state, forward = session_bytes(config.transformer, config.grid, dtype)
-    decoder, decode, of_autoencoder = decoder_bytes(config, dtype)
+    decoder, decode, of_autoencoder = decoder_bytes(config, torch.float32 if config.dtype == "auto" else dtype)
     of_text = dtype.itemsize * GEMMA_PARAMETERS if config.text.get("kind") == "gemma2" else 0  # the other kind computes its features
     return Need(weight_bytes(config.transformer, dtype), of_autoencoder, of_text, state + record_bytes(config), decoder, forward, decode)
 
@@ -140,19 +143,15 @@ def session_bytes(config: TransformerConfig, grid: tuple[int, int], dtype: torch
     softmaxes = sum(config.is_softmax(i) for i in range(config.depth))
     like = (config.depth - softmaxes, softmaxes)  # blocks of the kind of the first and of the second block below
     small = replace(config, depth=2, softmax_every=2 if softmaxes else 0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device("meta"), _FusedAttention(), torch.no_grad():
-            network = Transformer(small)
-            text = network.text_context(torch.empty(1, config.text_tokens, config.text_width), torch.ones(1, config.text_tokens))
-            state = network.commit(*_chunk(network, config.chunk + 1, grid, text, None), None)
-            for _ in range(max(config.num_cached_blocks, 2) - 1):
-                state = network.commit(*_chunk(network, config.chunk, grid, text, state), state)
-            chunk = _chunk(network, config.chunk, grid, text, state)
-            peak, after = peak_of(lambda: network.commit(*chunk, state))
-    finally:
-        torch.set_default_dtype(before)
+    with torch.device("meta"), _FusedAttention(), torch.no_grad():
+        network = Transformer(small).to(dtype)  # not by a default dtype, which other threads would see
+        words = torch.empty(1, config.text_tokens, config.text_width, dtype=dtype)
+        text = network.text_context(words, torch.ones(1, config.text_tokens, dtype=dtype))
+        state = network.commit(*_chunk(network, config.chunk + 1, grid, text, None), None)
+        for _ in range(max(config.num_cached_blocks, 2) - 1):
+            state = network.commit(*_chunk(network, config.chunk, grid, text, state), state)
+        chunk = _chunk(network, config.chunk, grid, text, state)
+        peak, after = peak_of(lambda: network.commit(*chunk, state))
     kept = [set(map(id, tensors_of(block))) for block in state.blocks]
     made = [sum(t.nbytes for t in tensors_of(block) if id(t) not in old) for block, old in zip(after.blocks, kept, strict=True)]
     carried = [sum(t.nbytes for t in (*tensors_of(b), k, v)) for b, k, v in zip(after.blocks, text.keys, text.values, strict=True)]
@@ -183,9 +182,9 @@ def decoder_bytes(config: WorldConfig, dtype: torch.dtype) -> tuple[int, int, in
 def _chunk(
     network: Transformer, frames: int, grid: tuple[int, int], text: TextContext, state: TransformerState | None
 ) -> tuple[Tensor, TextContext, CameraContext]:
-    camera, plucker = torch.empty(1, frames, 20, dtype=torch.float32), torch.empty(1, PLUCKER_CHANNELS, frames, *grid)
+    camera, plucker = torch.empty(1, frames, 20, dtype=torch.float32), torch.empty(1, PLUCKER_CHANNELS, frames, *grid, dtype=network.dtype)
     cameras = network.camera_context(camera, plucker, 0 if state is None else state.next_frame)
-    return torch.empty(1, network.config.in_channels, frames, *grid), text, cameras
+    return torch.empty(1, network.config.in_channels, frames, *grid, dtype=network.dtype), text, cameras
 
 
 def _times(like: tuple[int, int], sizes: list[int]) -> int:

@@ -11,6 +11,7 @@ from sana_wm_env.model.world import WorldModel
 
 from .data import read_shard, shard_path, write_shards
 from .loop import LoopConfig, train
+from .precision import compute_dtype
 from .processes import rank, start_processes
 from .shards import packed_shards, read_packed
 
@@ -53,6 +54,10 @@ class AutoencoderStage:
         torch.manual_seed(config.loop.seed)
         self.config, self.model = config, _beginning(config).to(config.loop.device, memory_format=torch.channels_last)
         self.clips = _own_clips(config.data, config.size) if config.data else _room_clips(config)
+        self.dtype = compute_dtype(config.loop.precision, config.loop.device)
+        if config.loop.compile:
+            self.model.encoder.compile()
+            self.model.decoder.compile()
 
     def draw(self, batch: int, generator: torch.Generator, groups: int = 3) -> Tensor:
         """(batch, groups, 24, H, W) in [-1, 1] from random clips and places."""
@@ -73,15 +78,21 @@ class AutoencoderStage:
 
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         groups = self.draw(batch, generator)
-        raw = self.model.encode_groups(groups)
+        with self.narrow():
+            raw = self.model.encode_groups(groups).float()
         spread = raw.detach().std((0, 1, 3, 4), keepdim=True)
         noisy = raw + NOISE * spread * torch.randn(raw.shape, generator=generator, device=raw.device)
-        output = self.model.decode_groups(noisy, torch.cat([noisy[:, :1], noisy[:, :-1]], 1))
+        with self.narrow():
+            output = self.model.decode_groups(noisy, torch.cat([noisy[:, :1], noisy[:, :-1]], 1)).float()
         error = output - groups
         squared = error.square().mean()
         # the pull on the mean square of the latents fixes their scale, which the reconstruction leaves free
         loss = squared + 0.2 * error.abs().mean() + 1e-4 * (raw.square().mean() - 1).square()
         return loss, {"psnr": (10 * torch.log10(4 / squared)).item(), "latent_std": raw.std().item()}
+
+    def narrow(self) -> torch.autocast:
+        """Convolutions in the dtype of the loop's `precision`."""
+        return torch.autocast(torch.device(self.config.loop.device).type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     @torch.no_grad()
     def preview(self, model: nn.Module) -> Tensor:

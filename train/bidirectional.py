@@ -188,7 +188,7 @@ class FlowStage:
 def beginning(home: Path, name: str) -> dict[str, Tensor]:
     """The weights of a stage in `home`, or of the transformer of a world."""
     if (Path(name) / CONFIG).is_file() or (name in known_worlds() and not (home / name).exists()):
-        return WorldModel.load(name).transformer.state_dict()
+        return WorldModel.load(name, dtype=torch.float32).transformer.state_dict()
     return load_average(home / name, "generator")
 
 

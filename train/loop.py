@@ -170,11 +170,12 @@ def _step(run: Run, step: int, share: int) -> dict[str, float]:
 
 
 def _average(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
-    for name, value in model.state_dict().items():
-        if value.is_floating_point():
-            own(average[name]).lerp_(own(value), 1 - decay)
-        else:
-            own(average[name]).copy_(own(value))
+    """Moves the averaged weights towards those of the model; what is not a floating-point number is taken over."""
+    values = {name: own(value) for name, value in model.state_dict().items()}
+    moving = [name for name, value in values.items() if value.is_floating_point()]
+    torch._foreach_lerp_([own(average[name]) for name in moving], [values[name] for name in moving], 1 - decay)
+    for name in values.keys() - set(moving):
+        own(average[name]).copy_(values[name])
 
 
 class _catch_sigterm:

@@ -28,7 +28,7 @@ def delta_rule(
         return gated_delta.delta_rule(q, k, v, beta, decay, table, run, matrix, normaliser)
     gates = (g.float().contiguous() for g in (beta, decay))
     states = (None if s is None else s.float().contiguous() for s in (matrix, normaliser))
-    turning = None if table is None else table.contiguous()
+    turning = None if table is None else table.float().contiguous()
     if torch.is_grad_enabled():
         out, after, row = _DeltaRule.apply(q, k, v, *gates, turning, *states, run.spans)
         return out, after, None if table is None else row
@@ -49,8 +49,8 @@ def _delta_rule(
     batch, _, _, heads, size = q.shape
     q, k = q.contiguous(), k.contiguous()
     v, stride = rows_of(v.flatten(-2))
-    out, after = torch.empty_like(q), torch.empty(batch, heads, size, size)
-    row = None if table is None else torch.empty(batch, heads, size)
+    out, after = torch.empty_like(q), torch.empty(batch, heads, size, size, dtype=torch.float32)
+    row = None if table is None else torch.empty(batch, heads, size, dtype=torch.float32)
     inputs = q, k, v, stride, beta, decay, table, matrix, normaliser, span_ends(spans)
     function("delta", q.dtype, size)(*inputs, out, after, row, *q.shape)
     return out, after, row
@@ -62,7 +62,7 @@ class _DeltaRule(torch.autograd.Function):
         *tensors, ctx.spans = inputs
         ctx.save_for_backward(*tensors)
         out, after, row = _delta_rule(*inputs)
-        return out, after, torch.empty(0) if row is None else row
+        return out, after, torch.empty(0, dtype=torch.float32) if row is None else row
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, of_after: Tensor, of_row: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -82,6 +82,6 @@ def mean_growth(before: Tensor, after: Tensor) -> Tensor:
     if torch.is_grad_enabled():
         return plain_growth(before, after)
     batch, frames, tokens, heads, size = before.shape
-    out = torch.empty(batch, frames, heads)
+    out = torch.empty(batch, frames, heads, dtype=torch.float32)
     function("mean_growth", before.dtype, size)(before.contiguous(), after.contiguous(), out, batch * frames, tokens, heads, size)
     return out[:, :, None]

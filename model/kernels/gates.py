@@ -65,7 +65,7 @@ class _GatedMix(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, mixed, weight = ctx.saved_tensors
         of_mixed, of_x = torch.empty_like(x), torch.empty_like(x)
-        of_weight, of_bias = torch.zeros(weight.shape), torch.zeros(x.shape[-1])
+        of_weight, of_bias = torch.zeros(weight.shape, dtype=torch.float32), torch.zeros(x.shape[-1], dtype=torch.float32)
         sizes = x.shape[0] * x.shape[1], *ctx.grid, x.shape[-1]
         call = function("gated_mix_backward", x.dtype, x.shape[-1] // 2)
         call(grad.contiguous(), x, mixed, weight.float(), of_mixed, of_x, of_weight, of_bias, *sizes)

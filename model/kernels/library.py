@@ -11,24 +11,24 @@ from torch import Tensor
 
 from sana_wm_env.native import load_library
 
-# p a pointer (a tensor, or None for null), l a long, i an int, f a float
+# Pointers: x activations, w float32, p anything else; None is null. Numbers: l a long, i an int, f a float.
 SIGNATURES = {
-    "normalise": "plppllfif",
-    "normalise_backward": "pplpppllfif",
-    "modulate": "ppplpplll",
-    "modulate_backward": "ppplpppplll",
-    "gated_sum": "plpppll",
-    "gated_sum_backward": "ppppppl",
-    "move": "plppplllf",
-    "short_conv": "plpppppllll",
-    "short_conv_backward": "pplppppppppllll",
-    "gated_mix": "pppppllll",
-    "gated_mix_backward": "ppppppppllll",
-    "delta": "ppplppppppppplllll",
-    "delta_backward": "ppppppppppppppppppplllll",
-    "mean_growth": "pppllll",
-    "attend": "ppppppplppllllf",
-    "attend_backward": "pppppppplllllf",
+    "normalise": "xlwxllfif",
+    "normalise_backward": "xxlwxwllfif",
+    "modulate": "xwwlxwlll",
+    "modulate_backward": "xxwlwxwwlll",
+    "gated_sum": "xlxxxll",
+    "gated_sum_backward": "xxxxxxl",
+    "move": "xlwwxlllf",
+    "short_conv": "xlxxwpxllll",
+    "short_conv_backward": "xxlxxwpxxxwllll",
+    "gated_mix": "xwwxxllll",
+    "gated_mix_backward": "xxxwxxwwllll",
+    "delta": "xxxlwwwwwpxwwlllll",
+    "delta_backward": "xwwxxxwwwwwpxxxwwwwlllll",
+    "mean_growth": "xxwllll",
+    "attend": "xpppppplpxllllf",
+    "attend_backward": "xxxxpxxxlllllf",
 }
 SOURCE = Path(__file__).with_name("cpu.cpp")
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -51,14 +51,21 @@ def function(name: str, dtype: torch.dtype, size: int) -> Callable[..., None]:
     widest, wanted = load_library(SOURCE), lanes(size)
     library = widest if wanted == widest.lanes() else load_library(SOURCE, f"LANES={wanted}")
     compiled = getattr(library, f"{name}_{NAMES[dtype]}")
-    kinds = {"p": ctypes.c_void_p, "l": ctypes.c_long, "i": ctypes.c_int, "f": ctypes.c_float}
-    compiled.argtypes = [kinds[kind] for kind in SIGNATURES[name]]
+    kinds = {"l": ctypes.c_long, "i": ctypes.c_int, "f": ctypes.c_float}
+    compiled.argtypes = [kinds.get(kind, ctypes.c_void_p) for kind in SIGNATURES[name]]
     compiled.restype = None
+    dtypes = [{"x": dtype, "w": torch.float32}.get(kind) for kind in SIGNATURES[name]]
 
     def call(*arguments: Any) -> None:
-        compiled(*[a.data_ptr() if isinstance(a, Tensor) else a for a in arguments])
+        compiled(*[_address(a, wanted) if isinstance(a, Tensor) else a for a, wanted in zip(arguments, dtypes, strict=True)])
 
     return call
+
+
+def _address(tensor: Tensor, dtype: torch.dtype | None) -> int:
+    if dtype is not None and tensor.dtype != dtype:  # C++ would read and write beyond its end
+        raise TypeError(f"got a tensor of {tensor.dtype}; wanted {dtype}")
+    return tensor.data_ptr()
 
 
 def offsets(*values: int) -> ctypes.Array:

@@ -53,7 +53,7 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (x, weight), (stride, *rest) = ctx.saved_tensors, ctx.rest
         grad, channels = grad.contiguous(), x.shape[-1]
-        grad_x, grad_weight = torch.empty(x.shape, dtype=x.dtype), torch.zeros(weight.shape)
+        grad_x, grad_weight = torch.empty(x.shape, dtype=x.dtype), torch.zeros(weight.shape, dtype=torch.float32)
         rows = x.numel() // channels
         function("normalise_backward", x.dtype, channels)(grad, x, stride, weight.float(), grad_x, grad_weight, rows, channels, *rest)
         return grad_x, grad_weight.to(weight.dtype), None, None, None, None
@@ -76,7 +76,7 @@ class _Modulate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         shift, scale, step = _alike(shift, scale)
-        statistics = torch.empty(*x.shape[:-1], 2)
+        statistics = torch.empty(*x.shape[:-1], 2, dtype=torch.float32)
         ctx.save_for_backward(x, scale, statistics)
         ctx.step = step
         return _modulate(x, shift, scale, step, statistics)
@@ -85,7 +85,7 @@ class _Modulate(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         x, scale, statistics = ctx.saved_tensors
         batch, frames, tokens, channels = x.shape
-        grad_x, sums = torch.empty_like(x), torch.zeros(2, batch, frames, 1, channels)
+        grad_x, sums = torch.empty_like(x), torch.zeros(2, batch, frames, 1, channels, dtype=torch.float32)
         sizes = batch * frames, tokens, channels
         function("modulate_backward", x.dtype, channels)(
             grad.contiguous(), x, scale, ctx.step, statistics, grad_x, sums[0], sums[1], *sizes

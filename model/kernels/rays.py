@@ -16,10 +16,10 @@ def rotate(x: Tensor, table: Tensor, sign: float = 1.0) -> Tensor:
 
 def move(x: Tensor, matrices: Tensor | None, table: Tensor, sign: float = 1.0) -> Tensor:
     """Equals `camera_branch.move`; without matrices all of a head is turned. Cameras get no gradient."""
-    matrices = None if matrices is None else matrices.contiguous()
+    matrices, table = None if matrices is None else matrices.float().contiguous(), table.float().contiguous()
     if torch.is_grad_enabled():
-        return _Move.apply(x, matrices, table.contiguous(), sign)
-    return _move(x, matrices, table.contiguous(), sign)
+        return _Move.apply(x, matrices, table, sign)
+    return _move(x, matrices, table, sign)
 
 
 def _move(x: Tensor, matrices: Tensor | None, table: Tensor, sign: float) -> Tensor:

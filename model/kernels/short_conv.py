@@ -38,7 +38,7 @@ class _ShortConv(torch.autograd.Function):
         rows, stride = rows_of(x)
         sides = tuple(None if side is None else side.to(x.dtype).contiguous() for side in (past, future))
         of_x, of_sides = torch.empty(x.shape, dtype=x.dtype), tuple(None if s is None else torch.empty_like(s) for s in sides)
-        of_weight = torch.zeros(weight.shape)
+        of_weight = torch.zeros(weight.shape, dtype=torch.float32)
         inputs = grad.contiguous(), rows, stride, *sides, weight.float().contiguous(), span_ends(ctx.spans)
         function("short_conv_backward", x.dtype, x.shape[-1])(*inputs, of_x, *of_sides, of_weight, *x.shape)
         of_past, of_future = (None if s is None else s.to(side.dtype) for s, side in zip(of_sides, (past, future), strict=True))
