@@ -5,28 +5,25 @@ from torch import Tensor, nn
 
 from .config import TransformerConfig
 from .execution import Execution, Spans
-from .kernels.operations import PLAIN
+from .kernels.operations import PLAIN, Packed
 
 
-class Pointwise(nn.Module):
+class Pointwise(Packed, nn.Module):
     """A convolution of kernel 1, stored as one and computed as a Linear over the last axis."""
-
-    ops = PLAIN
 
     def __init__(self, inputs: int, outputs: int, spatial: int, bias: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs, *[1] * spatial))
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
 
-    @property
-    def matrix(self) -> Tensor:
+    def unpacked(self) -> Tensor:
         return self.weight.flatten(1)  # (outputs, inputs, 1, ..) -> (outputs, inputs)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.ops.linear(x, self.matrix, self.bias)
 
     def reset_parameters(self) -> None:
-        nn.init.xavier_uniform_(self.matrix)
+        nn.init.xavier_uniform_(self.unpacked())
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
@@ -37,6 +34,16 @@ class Wrapped(nn.Module):
     def __init__(self, conv: nn.Module) -> None:
         super().__init__()
         self.conv = conv
+
+
+class TemporalTaps(Packed, nn.Conv2d):
+    """A convolution over three frames, stored as one and computed as a Linear over their channels, frame by frame."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width, (3, 1), bias=False)
+
+    def unpacked(self) -> Tensor:
+        return self.weight[..., 0].transpose(1, 2).flatten(1)  # (C, C, 3, 1) -> (C, 3 C), tap-major
 
 
 class FeedForward(nn.Module):
@@ -50,7 +57,7 @@ class FeedForward(nn.Module):
         self.inverted_conv = Wrapped(Pointwise(width, 2 * hidden, 2))
         self.depth_conv = Wrapped(nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden))
         self.point_conv = Wrapped(Pointwise(hidden, width, 2, bias=False))
-        self.t_conv = nn.Conv2d(width, width, (3, 1), bias=False)
+        self.t_conv = TemporalTaps(width)
 
     def forward(self, x: Tensor, grid: tuple[int, int], run: Execution, tail: Tensor | None) -> tuple[Tensor, Tensor]:
         """Map x (B, T, S, C) and the tail (B, S, C) of the previous chunk, or None, to (output like x, tail of the last frame)."""
@@ -75,8 +82,7 @@ class FeedForward(nn.Module):
         if len(spans) > 1:
             ended = [part for a, b in spans[:-1] for part in (r[:, a + 1 : b], zero)]
             right = torch.cat([*ended, right[:, spans[-1][0] :]], 1)
-        taps = self.t_conv.weight[..., 0].transpose(1, 2).flatten(1)  # (C, C, 3, 1) -> (C, 3 C), tap-major
-        return self.ops.linear_onto(r, torch.cat([left, r, right], -1), taps)
+        return self.ops.linear_onto(r, torch.cat([left, r, right], -1), self.t_conv.matrix)
 
     def reset_parameters(self) -> None:
         self.inverted_conv.conv.reset_parameters()

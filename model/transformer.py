@@ -20,8 +20,8 @@ from .execution import Execution, Rule, Stretch, whole_clip
 from .execution import chunk_sizes as chunk_sizes
 from .execution import chunk_spans as chunk_spans
 from .feed_forward import Pointwise
-from .kernels.operations import PLAIN, Linear, RMSNorm
-from .kernels.select import select_operations
+from .kernels.operations import PLAIN, Linear, Packed, RMSNorm
+from .kernels.select import SMALL_WIDTH, select_operations
 from .rope import camera_angles, rope_angles, rope_table
 from .state import BlockState, CameraContext, TextContext, TransformerState
 
@@ -62,6 +62,8 @@ class Transformer(nn.Module):
         for module in self.modules():
             if hasattr(module, "ops"):
                 module.ops = ops
+            if isinstance(module, Packed) and self.config.width <= SMALL_WIDTH:  # a second copy of the weights
+                module.pack()
         return self
 
     # ---- contexts: what depends on neither latents nor noise level
@@ -94,7 +96,7 @@ class Transformer(nn.Module):
             rays_inv=rays_inv,
             rope=rope_table(angles, precise).expand(batch, -1, -1, -1, -1),
             rope_cam=rope_table(camera_angles(angles, head_dim), precise).expand(batch, -1, -1, -1, -1),
-            plucker=tuple(block.ray_context(rows, embed.matrix, embed.bias) for block in self.blocks),
+            plucker=tuple(block.ray_context(rows, embed.unpacked(), embed.bias) for block in self.blocks),
             grid=(height, width),
         )
 

@@ -103,7 +103,7 @@ class WorldModel:
             raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
         transformer = load_transformer(folder, config, dtype, device, variant)
         for block in transformer.blocks:
-            block.mlp.t_conv.to(memory_format=torch.channels_last)  # as the feed-forward multiplies with it, instead of copying each time
+            block.mlp.t_conv.to(memory_format=torch.channels_last)  # as the feed-forward multiplies with it, where it is not packed
         world = cls(config, transformer, autoencoder, text_encoder, variant)
         if chosen and chosen != dtype:
             world.fingerprint  # noqa: B018  # of the weights before: states are exchanged between machines that choose differently

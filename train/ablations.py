@@ -170,7 +170,7 @@ def sampling_rows(config: AblationsConfig) -> Iterator[tuple[str, str, list[floa
         world = assemble(PackConfig(config.world, config.runs, config.few_step))
         other = Transformer(replace(world.config.transformer, sink=sink))
         other.load_state_dict(world.transformer.state_dict())
-        world.transformer = other.eval().requires_grad_(False)
+        world.transformer = other.eval().requires_grad_(False).prepare()
         yield label, "PSNR of chunks 8 to 12, dB", _psnr(world, config.episodes, 12)[:, 7:].mean(1).tolist()
 
 

@@ -6,11 +6,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+ROWS = 192
 FASTER = 1.15  # the gain from which the other library is taken
 
 
 def has_onednn() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def pack(weight: Tensor) -> Tensor:
+    """Equals `operations.pack`: the blocks that oneDNN reads, for about as many rows as a chunk of the bundled world has."""
+    return torch.ops.mkldnn._reorder_linear_weight.default(weight.contiguous(), ROWS)
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:

@@ -20,6 +20,7 @@ from ..rope import rotate
 class Operations:
     """One implementation of everything that the blocks compute; `PLAIN` has the reference of each, with its documentation."""
 
+    pack: Callable[[Tensor], Tensor]
     linear: Callable[..., Tensor]
     silu_linear: Callable[..., Tensor]
     linear_onto: Callable[..., Tensor]
@@ -33,6 +34,11 @@ class Operations:
     short_conv: Callable[..., Tensor]
     delta_rule: Callable[..., tuple[Tensor, Tensor, Tensor | None]]
     attend: Callable[..., Tensor]
+
+
+def pack(weight: Tensor) -> Tensor:
+    """A weight (outputs, inputs) that stays as it is, in the layout that `linear` multiplies fastest with."""
+    return weight
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -90,6 +96,7 @@ def attend(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], scale: f
 
 
 PLAIN = Operations(
+    pack=pack,
     linear=linear,
     silu_linear=silu_linear,
     linear_onto=linear_onto,
@@ -106,13 +113,35 @@ PLAIN = Operations(
 )
 
 
-class Linear(nn.Linear):
-    """A linear layer that computes by the table."""
+class Packed:
+    """What modules share that multiply with a matrix made of their `weight`: a packed copy, used as long as the weight is what it was."""
 
     ops = PLAIN
+    weight: Tensor
+    packed: tuple[Tensor, int, int] | None = None
+
+    def unpacked(self) -> Tensor:
+        """The matrix (outputs, inputs), as it is stored."""
+        return self.weight
+
+    def pack(self) -> None:
+        """Pack the matrix if the weight is frozen; forget the packed one otherwise."""
+        frozen = not self.weight.requires_grad
+        self.packed = (self.ops.pack(self.unpacked()), self.weight._version, self.weight.data_ptr()) if frozen else None
+
+    @property
+    def matrix(self) -> Tensor:
+        """What `linear` takes."""
+        if self.packed is not None and self.packed[1:] == (self.weight._version, self.weight.data_ptr()):
+            return self.packed[0]
+        return self.unpacked()
+
+
+class Linear(Packed, nn.Linear):
+    """A linear layer that computes by the table."""
 
     def forward(self, input: Tensor) -> Tensor:  # the name is torch's
-        return self.ops.linear(input, self.weight, self.bias)
+        return self.ops.linear(input, self.matrix, self.bias)
 
 
 class RMSNorm(nn.RMSNorm):

@@ -29,7 +29,7 @@ def select_operations(width: int, head_dim: int, ffn_width: int, device: torch.d
     found = PLAIN
     rates = measure_products()
     if linear.has_onednn() and (dtype == torch.bfloat16 or rates["float32 by oneDNN"] > linear.FASTER * rates["float32"]):
-        found = replace(found, linear=linear.linear, silu_linear=linear.silu_linear, linear_onto=linear.linear_onto)
+        found = replace(found, pack=linear.pack, linear=linear.linear, silu_linear=linear.silu_linear, linear_onto=linear.linear_onto)
     if width <= SMALL_WIDTH and all(map(lanes, (width, head_dim, ffn_width))):
         found = replace(
             found,

@@ -9,7 +9,7 @@ from torch import Tensor
 from sana_wm_env.model.execution import Execution
 from sana_wm_env.model.kernels import linear
 from sana_wm_env.model.kernels.library import lanes
-from sana_wm_env.model.kernels.operations import PLAIN
+from sana_wm_env.model.kernels.operations import PLAIN, Linear
 from sana_wm_env.model.kernels.select import select_operations
 
 B, T, GRID, H, D = 2, 4, (3, 5), 2, 48
@@ -36,6 +36,7 @@ def keys(seed: int) -> Tensor:
 
 CASES = {
     "linear": (lambda ops, x, w, b: ops.linear(x, w, b), (draw(B, T, S, C), draw(E, C, seed=1), draw(E, seed=2))),
+    "pack": (lambda ops, x, w, b: ops.linear(x, ops.pack(w) if not w.requires_grad else w, b), (draw(B, T, S, C), draw(E, C), draw(E))),
     "linear without bias": (lambda ops, x, w: ops.linear(x, w), (draw(B, T, S, C), draw(E, C, seed=1))),
     "linear of columns": (
         lambda ops, x, w, b: ops.linear(x.chunk(2, -1)[1], w, b),
@@ -128,7 +129,9 @@ def outcome(ops, name: str, dtype: torch.dtype, gradient: bool, plain_dtype: tor
 def test_operations_equal_plain_ones(name, dtype, gradient):
     """The reference is the plain function in float64, at the same inputs."""
     ops = (
-        replace(FAST, linear=linear.linear, silu_linear=linear.silu_linear, linear_onto=linear.linear_onto) if linear.has_onednn() else FAST
+        replace(FAST, pack=linear.pack, linear=linear.linear, silu_linear=linear.silu_linear, linear_onto=linear.linear_onto)
+        if linear.has_onednn()
+        else FAST
     )
     found = outcome(ops, name, dtype, gradient)
     wanted = outcome(PLAIN, name, dtype, gradient, torch.float64)
@@ -146,9 +149,23 @@ def test_heads_of_any_legal_size_have_compiled_operations():
     assert ours.rotate is not PLAIN.rotate and torch.allclose(ours.rotate(x, angles), PLAIN.rotate(x, angles), atol=1e-6)
 
 
+def test_a_packed_weight_is_used_as_long_as_it_is_what_it_was():
+    layer = Linear(48, 96).requires_grad_(False)
+    layer.ops = replace(PLAIN, pack=lambda weight: weight + 1)
+    layer.pack()
+    assert torch.equal(layer.matrix, layer.weight + 1)
+    layer.weight.mul_(2)
+    assert torch.equal(layer.matrix, layer.weight)
+    layer.pack()
+    layer.to(torch.float64)
+    assert torch.equal(layer.matrix, layer.weight)
+
+
 @compiled
 def test_every_operation_has_a_compiled_form_and_a_case():
-    assert [f.name for f in fields(FAST) if getattr(FAST, f.name) is getattr(PLAIN, f.name) and "linear" not in f.name] == []
+    assert [
+        f.name for f in fields(FAST) if getattr(FAST, f.name) is getattr(PLAIN, f.name) and f.name != "pack" and "linear" not in f.name
+    ] == []
     assert {f.name for f in fields(PLAIN)} == {name.split(",")[0].split()[0] for name in CASES}
 
 
