@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sana_wm_env.model.autoencoder import TEMPORAL_STRIDE
@@ -40,7 +41,8 @@ class FlowConfig:
         world: name of a preset; the run lives in runs/WORLD/NAME.
         name: folder of the run; the stage's own name if not given. Gives a second phase of a stage, longer clips say, a place of its own.
         loop: steps, batch, rates, see LoopConfig.
-        init_from: stage whose averaged weights this one begins with, or a world, by bundled name or by folder ("": from scratch).
+        init_from: stage whose averaged weights this one begins with, or a world, by bundled name or by folder, or a safetensors file of
+            a transformer's weights ("": from scratch).
         runs: folder of all runs; rooms are rendered into runs/data and encoded by the autoencoder of runs/WORLD/autoencoder.
         own: what to train on in place of rooms, see OwnData.
         shards: shards of clips to train on, each 32 clips of 97 frames.
@@ -186,7 +188,9 @@ class FlowStage:
 
 
 def beginning(home: Path, name: str) -> dict[str, Tensor]:
-    """The weights of a stage in `home`, or of the transformer of a world."""
+    """The weights, in float32, of a stage in `home`, of the transformer of a world, or of one in a safetensors file."""
+    if Path(name).suffix == ".safetensors":
+        return {key: value.float() for key, value in load_file(name).items()}
     if (Path(name) / CONFIG).is_file() or (name in known_worlds() and not (home / name).exists()):
         return WorldModel.load(name, dtype=torch.float32).transformer.state_dict()
     return load_average(home / name, "generator")
