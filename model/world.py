@@ -21,7 +21,7 @@ from .fit import Need, check_fits, need
 from .kernels.select import SMALL_WIDTH, choose_dtype
 from .parts import AnyAutoencoder, AnyTextEncoder, open_autoencoder, open_text_encoder
 from .sampler import CLIP_GUIDANCE, Rule, clip_levels, sample_chunk, sample_clip
-from .state import CameraContext, TextContext, TransformerState
+from .state import CameraContext, TextContext, TransformerState, tensors_of
 from .state import WorldState as WorldState
 from .transformer import Transformer
 
@@ -156,13 +156,16 @@ class WorldModel:
                 f"got a state of the world {theirs[0]!r} with weights {theirs[1][:12]}; this is {ours[0]!r} with weights {ours[1][:12]}: "
                 "load the world that the state was saved in"
             )
-        decoder, dtype = tuple(t.to(self.autoencoder.latents_mean.device) for t in state.decoder), self.transformer.dtype
+        home, dtype = self.autoencoder.latents_mean.device, self.transformer.dtype
+        ready = state.text.keys[0].dtype == dtype and all(t.device == self.device for t in tensors_of(state))
+        if ready and home == self.device:  # nothing to walk through a second time: a fork takes on many
+            return state
         moved = state.map(lambda t: t.to(self.device))
         return replace(
             moved,
             transformer=moved.transformer and moved.transformer.cast(dtype),
             text=moved.text.map(lambda t: t if t.dtype == torch.bool else t.to(dtype)),
-            decoder=decoder,
+            decoder=tuple(t.to(home) for t in state.decoder),
             generators=state.generators.cpu(),
         )
 
