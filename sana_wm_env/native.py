@@ -32,7 +32,7 @@ TIMEOUT_S = 300
 def load_library(source: Path, *defines: str) -> ctypes.CDLL | None:
     """The compiled library of one C++ file, or None where none can be made: no compiler, no place to keep it, or switched off.
 
-    defines: such as "LANES=8", for the preprocessor.
+    source may include headers (*.h) that lie beside it. defines: such as "LANES=8", for the preprocessor.
 
     The first call on a machine compiles, in a few seconds; later processes find the result by a digest of the source, the compiler and
     the processor. Warns once, with the compiler's words, where a compiler is there but fails.
@@ -43,7 +43,8 @@ def load_library(source: Path, *defines: str) -> ctypes.CDLL | None:
     flags = FLAGS + tuple(f"-D{define}" for define in defines)
     if platform.machine() in ("x86_64", "AMD64"):
         flags += (VECTORS,)
-    digest = hashlib.sha256(repr((source.read_bytes(), _version(compiler), flags, describe_processor())).encode()).hexdigest()[:24]
+    sources = [file.read_bytes() for file in (source, *sorted(source.parent.glob("*.h")))]
+    digest = hashlib.sha256(repr((sources, _version(compiler), flags, describe_processor())).encode()).hexdigest()[:24]
     for folder in cache_folders():
         library = folder / f"{source.stem}-{digest}.so"
         try:

@@ -8,15 +8,15 @@ from torch import Tensor
 
 from sana_wm_env.model.execution import Execution
 from sana_wm_env.model.kernels import linear
-from sana_wm_env.model.kernels.library import lanes
 from sana_wm_env.model.kernels.operations import PLAIN, Linear
 from sana_wm_env.model.kernels.select import select_operations
+from sana_wm_env.native import find_compiler
 
 B, T, GRID, H, D = 2, 4, (3, 5), 2, 48
 S, C, E = GRID[0] * GRID[1], H * D, 4 * D
 CPU = torch.device("cpu")
 FAST = select_operations(C, D, E // 2, CPU, torch.float32)
-compiled = pytest.mark.skipif(not lanes(16), reason="no C++ compiler")
+compiled = pytest.mark.skipif(not find_compiler(), reason="no C++ compiler")
 SPANS = {"one": ((0, 4),), "chunks": ((0, 2), (2, 4)), "frames": ((0, 1), (1, 3), (3, 4))}
 
 

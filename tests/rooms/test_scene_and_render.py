@@ -10,12 +10,13 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
+from sana_wm_env.native import find_compiler
 from sana_wm_env.rooms import HELD_OUT, default_intrinsics, paths, render_native
 from sana_wm_env.rooms.render import render, render_reference
 from sana_wm_env.rooms.scene import ALCOVES, SOLIDS, Scenes, sample_scenes
 
 SIZE = (32, 32)
-compiled = pytest.mark.skipif(not render_native.available(), reason="no C++ compiler, or switched off")
+compiled = pytest.mark.skipif(not find_compiler(), reason="no C++ compiler, or switched off")
 
 
 def empty_room(scenes: Scenes) -> Scenes:
