@@ -22,8 +22,11 @@ _here = threading.local()  # of our threads: `ours`, and `spare` where they are 
 
 
 def shares(rows: int, device: torch.device) -> list[slice]:
-    """A batch in parts as equal as can be, one for each forward that should run at once: all of it in one but on a CPU."""
-    count = min(rows, torch.get_num_threads()) if device.type == "cpu" else 1
+    """A batch in parts as equal as can be, one for each forward that should run at once: all of it in one but on a CPU.
+
+    In a thread of ours, which is one of several already, all of it as well.
+    """
+    count = min(rows, torch.get_num_threads()) if device.type == "cpu" and not getattr(_here, "ours", False) else 1
     return [slice(begin, end) for begin, end in pairwise(rows * n // count for n in range(count + 1))]
 
 

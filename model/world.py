@@ -16,12 +16,12 @@ from torch import Tensor
 from .cameras import STRIDE, camera_inputs
 from .checkpoint import CheckpointError, check_variant, load_config, load_transformer, resolve_world
 from .config import Variant, WorldConfig
-from .cores import Deferred, apart, has_spare_core, run_apart
+from .cores import Deferred, apart, has_spare_core, run_apart, shares, side_by_side
 from .fit import Need, check_fits, need
 from .kernels.select import SMALL_WIDTH, choose_dtype
 from .parts import AnyAutoencoder, AnyTextEncoder, open_autoencoder, open_text_encoder
 from .sampler import CLIP_GUIDANCE, Rule, clip_levels, sample_chunk, sample_clip
-from .state import CameraContext, TextContext, TransformerState, tensors_of
+from .state import CameraContext, TextContext, TransformerState, concatenate, tensors_of
 from .state import WorldState as WorldState
 from .transformer import Transformer
 
@@ -209,10 +209,8 @@ class WorldModel:
             weights=self.fingerprint,
         ).detached()
 
-    @apart
-    @torch.inference_mode()
     def step(self, state: WorldState, c2w: Tensor) -> tuple[Tensor, WorldState]:
-        """Imagine the next chunk along a camera path.
+        """Imagine the next chunk along a camera path. On a CPU the rows of a batch are shared out among the cores.
 
         Args:
             state: where the sessions stand; unchanged afterwards.
@@ -221,6 +219,15 @@ class WorldModel:
         Returns:
             frames uint8 (B, frames_per_step, H, W, 3) and the next state.
         """
+        c2w = self._checked_poses(state, c2w, self.frames_per_step)
+        if len(parts := shares(len(state), self.device)) < 2:
+            return self._step(state, c2w)
+        frames, states = zip(*side_by_side([partial(self._step, state[part], c2w[part]) for part in parts], self.threads), strict=True)
+        return torch.cat(frames), concatenate(states)
+
+    @apart
+    @torch.inference_mode()
+    def _step(self, state: WorldState, c2w: Tensor) -> tuple[Tensor, WorldState]:
         latents, after = self.generate_latents(state, c2w)
         # with a core to spare the clean pass runs beside the decode, else while the caller thinks
         if begins_early := has_spare_core():
