@@ -61,8 +61,8 @@ class WorldModel:
         Args:
             world: which one, see `resolve_world`.
             device: where the transformer runs, and whatever `offload` does not name.
-            dtype: of all weights; None for what the world names. With its "auto" the transformer gets the dtype that is fastest
-                on the device, see `choose_dtype`, and everything else float32.
+            dtype: of all weights; None for what the world names. In a world that names "auto" float32 and bfloat16 are the transformer's
+                alone, None takes what is fastest on the device, see `choose_dtype`, and everything else is float32.
             offload: another device for "autoencoder" or "text", such as {"autoencoder": "cuda:1", "text": "cpu"}; "text": "release" runs
                 the text encoder on `device` and frees its memory after every start.
             variant: one of `config.variants`.
@@ -91,7 +91,9 @@ class WorldModel:
         folder = resolve_world(world)
         config = load_config(folder)
         check_variant(config, variant)
-        dtype, chosen = (dtype, None) if dtype or config.dtype != "auto" else (torch.float32, choose_dtype("auto", device))
+        chosen = None
+        if config.dtype == "auto" and dtype in (None, torch.float32, torch.bfloat16):
+            dtype, chosen = torch.float32, dtype or choose_dtype("auto", device)
         dtype = dtype or getattr(torch, config.dtype)
         check_fits(config, dtype, str(device), offload)
         try:
@@ -106,7 +108,7 @@ class WorldModel:
             block.mlp.t_conv.to(memory_format=torch.channels_last)  # as the feed-forward multiplies with it, where it is not packed
         world = cls(config, transformer, autoencoder, text_encoder, variant)
         if chosen and chosen != dtype:
-            world.fingerprint  # noqa: B018  # of the weights before: states are exchanged between machines that choose differently
+            world.fingerprint  # noqa: B018  # of the weights before: whoever computes in another dtype opens the same states
             transformer.to(chosen).prepare()
         return world
 
