@@ -67,8 +67,9 @@ def test_every_variant_from_one_command_to_a_video_that_repeats_itself(walk, tmp
 
 def test_variants_seeds_and_dtypes_differ(walk, tmp_path):
     videos = []
-    half = ["--dtype", "bfloat16", "--offload", "text", "release"]
-    for more in (["--variant", "streaming"], ["--variant", "bidirectional"], ["--variant", "bidirectional", *half], ["--seed", "1"]):
+    wide, half = ["--dtype", "float32"], ["--dtype", "bfloat16", "--offload", "text", "release"]
+    clip = ["--variant", "bidirectional"]
+    for more in (["--variant", "streaming"], [*clip, *wide], [*clip, *half], ["--seed", "1"]):
         assert main([*walk, "--frames", "25", *more]) == 0
         videos.append(video(tmp_path))
     assert len({frames[-1].tobytes() for frames in videos}) == 4
