@@ -19,7 +19,8 @@ from sana_wm_env.base import CameraEnv
 from sana_wm_env.camera import compose, step_twists, twist_path
 from sana_wm_env.model.world import WorldModel, WorldState
 from sana_wm_env.observations import Frames
-from sana_wm_env.rooms.env import RoomsEnv, stop_at_walls
+from sana_wm_env.rooms.env import RoomsEnv
+from sana_wm_env.rooms.room import stop_at_walls
 from sana_wm_env.session import NOT_DECODED, Decode, Imagined, SessionEnv, check_sequences, imagine_from, wished_paths
 
 from .agent import newest_image

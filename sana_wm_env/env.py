@@ -16,7 +16,7 @@ from sana_wm_env.model.world import WorldModel, WorldState
 from .base import Frames, Seeds
 from .camera import Array, intrinsics_of_image
 from .rooms import default_intrinsics
-from .rooms.env import held_out_room, look, open_room, stands_clear
+from .rooms.room import check_room_option, choose_room, look, stands_clear
 from .session import SessionEnv
 from .tasks import Moment, Task
 
@@ -29,6 +29,13 @@ class FirstFrame(NamedTuple):
     image: Frames
     intrinsics_px: Array
     prompt: str
+
+
+class Wish(NamedTuple):
+    """What an episode in a drawn room asks for: a room as in `choose_room`, and a prompt in place of the room's caption."""
+
+    room: int | str | None
+    prompt: str | None
 
 
 class SanaWMEnv(SessionEnv, gym.utils.EzPickle):
@@ -107,11 +114,12 @@ class SanaWMEnv(SessionEnv, gym.utils.EzPickle):
 
     ## Starting State
 
-    The world bundled with this package starts from a room drawn by the environment's own generator (never one seen in training), with
-    its description as the prompt. `reset(options=...)` takes
+    The world bundled with this package starts at home: in one of the 48 rooms that it was trained in most, at a place drawn by the
+    environment's own generator, with the room's description as the prompt. `reset(options=...)` takes
 
     | Option       | Type                      | Meaning                                                                   |
     |--------------|---------------------------|---------------------------------------------------------------------------|
+    | `room`       | int or str                | a home room, 0 to 47; `"held-out"` draws one that training never saw      |
     | `image`      | uint8 (H0, W0, 3) or path | the first frame; scaled to cover the observed size, then centre-cropped   |
     | `intrinsics` | (4,), (3, 3) or `"moge"`  | fx, fy, cx, cy in pixels of that image, or what estimates them            |
     | `fov_deg`    | float                     | the image's horizontal field of view, in place of `intrinsics`            |
@@ -156,7 +164,7 @@ class SanaWMEnv(SessionEnv, gym.utils.EzPickle):
     SANA-WM, arXiv:2605.15178.
     """
 
-    reset_options = ("image", "intrinsics", "fov_deg", "prompt", "state")
+    reset_options = ("room", "image", "intrinsics", "fov_deg", "prompt", "state")
 
     def __init__(
         self,
@@ -207,13 +215,15 @@ class SanaWMEnv(SessionEnv, gym.utils.EzPickle):
         super().close()
         self.__dict__.pop("model", None)
 
-    def _prepare(self, options: dict[str, Any]) -> FirstFrame | str | None:
-        """The user's first frame; or only a prompt; or None for a drawn room with its own description."""
+    def _prepare(self, options: dict[str, Any]) -> FirstFrame | Wish:
+        """The user's own first frame, or what they wish of a drawn room."""
         first_frames = self.model.config.first_frames  # loads the weights: what fails, fails before anything changes
-        prompt = options.get("prompt")
+        prompt, room = options.get("prompt"), check_room_option(options.get("room"))
         if prompt is not None and not isinstance(prompt, str):
             raise ValueError(f"got a prompt of type {type(prompt).__name__}; wanted a str that describes the scene")
         if options.get("image") is not None:
+            if room is not None:
+                raise ValueError(f"got both an image and room={room!r}; wanted one of them")
             image = read_image(options["image"])
             intrinsics = intrinsics_of_image(image, options.get("intrinsics"), options.get("fov_deg"), self.device)
             return FirstFrame(*fit_image(image, intrinsics, self.image_size), prompt or "")
@@ -224,9 +234,9 @@ class SanaWMEnv(SessionEnv, gym.utils.EzPickle):
                 f"got no image; the world {self.world!r} has no first frames of its own, "
                 "wanted reset(options={'image': array or path, 'intrinsics': (fx, fy, cx, cy)})"
             )
-        return prompt
+        return Wish(room, prompt)
 
-    def _start(self, prepared: FirstFrame | str | None, seeds: Seeds) -> tuple[Frames, Array, WorldState]:
+    def _start(self, prepared: FirstFrame | Wish, seeds: Seeds) -> tuple[Frames, Array, WorldState]:
         first = prepared if isinstance(prepared, FirstFrame) else self._drawn(seeds.room, prepared)
         state = self.model.start(
             torch.from_numpy(first.image)[None],
@@ -236,13 +246,13 @@ class SanaWMEnv(SessionEnv, gym.utils.EzPickle):
         )
         return first.image, first.intrinsics_px, state
 
-    def _is_clear(self, prepared: FirstFrame | str | None, seeds: Seeds, c2w: Array) -> NDArray[np.bool_]:
+    def _is_clear(self, prepared: FirstFrame | Wish, seeds: Seeds, c2w: Array) -> NDArray[np.bool_]:
         if isinstance(prepared, FirstFrame):
             return np.ones(len(c2w), np.bool_)
-        return stands_clear(open_room(held_out_room(seeds.room)), c2w)
+        return stands_clear(choose_room(seeds.room, prepared.room), c2w)
 
-    def _drawn(self, draw: int, prompt: str | None) -> FirstFrame:
-        room = open_room(held_out_room(draw))
+    def _drawn(self, draw: int, wish: Wish) -> FirstFrame:
+        room = choose_room(draw, wish.room)
         intrinsics = np.array(default_intrinsics(self.image_size), np.float64)
         image = look(room, np.eye(4)[None], intrinsics, self.image_size)[0]
-        return FirstFrame(image, intrinsics, room.caption if prompt is None else prompt)
+        return FirstFrame(image, intrinsics, room.caption if wish.prompt is None else wish.prompt)

@@ -33,7 +33,7 @@ from .evaluation.metrics import psnr
 from .keys import in_words, keys_to_path
 from .recorder import VideoWriter, check_video_path, write_sidecar
 from .rooms import default_intrinsics
-from .rooms.env import Room, held_out_room, look, open_room, stands_clear
+from .rooms.room import Room, held_out_room, look, open_room, stands_clear
 
 ROOMS_TRIED = 64
 

@@ -14,7 +14,7 @@ from sana_wm_env.evaluation.contact_sheet import LABEL_PX, MARGIN_PX
 from sana_wm_env.keys import keys_to_path
 from sana_wm_env.model.checkpoint import load_config, resolve_world
 from sana_wm_env.model.config import VARIANTS
-from sana_wm_env.rooms.env import look, stands_clear
+from sana_wm_env.rooms.room import look, stands_clear
 
 WORLD = gym.registry["SanaWM-v0"].kwargs.get("world", "rooms")
 KEYS = "w-24,d-24"

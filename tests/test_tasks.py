@@ -14,7 +14,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 from sana_wm_env.camera import step_twists, twist_path
 from sana_wm_env.observations import pose_vector
-from sana_wm_env.rooms.env import held_out_room, open_room, stands_clear
+from sana_wm_env.rooms.room import held_out_room, open_room, stands_clear
 from sana_wm_env.tasks import FollowTask, Goal, GoalTask, Moment, Opening, Verdict, draw_walk, pose_gap, walk_path
 
 FORWARD, STILL = np.array([0, 0, 0.5, 0, 0.5, 0], np.float32), np.zeros(6, np.float32)

@@ -6,7 +6,7 @@ clean and not scored with probability 0.9, captions are dropped with probability
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from safetensors.torch import load_file
@@ -29,6 +29,7 @@ from .own import OwnData, read_own
 from .parallel import RankStretch, context_group
 from .precision import prepare_network
 from .processes import start_processes
+from .stage import Stage
 
 IMAGE_GIVEN = 0.9
 
@@ -45,8 +46,10 @@ class FlowConfig:
             a transformer's weights ("": from scratch).
         runs: folder of all runs; rooms are rendered into runs/data and encoded by the autoencoder of runs/WORLD/autoencoder.
         own: what to train on in place of rooms, see OwnData.
-        shards: shards of clips to train on, each 32 clips of 97 frames.
+        shards: shards of clips to train on, each 32 clips of 97 frames in rooms that are seen once.
+        home_shards: shards of clips at home, likewise, in the 48 rooms that the world is to know by heart.
         sessions: shards of sessions to train on as well, each 4 of 961 frames.
+        home_sessions: shards of sessions at home.
         frames: latent frames per clip, 3k + 1.
         shift: flow shift of the noise levels.
     """
@@ -59,7 +62,9 @@ class FlowConfig:
     runs: Path = Path("runs")
     own: OwnData = field(default_factory=OwnData)
     shards: int = 64
+    home_shards: int = 0
     sessions: int = 0
+    home_sessions: int = 0
     size: tuple[int, int] = (64, 64)
     frames: int = 4
     shift: float = 9.95
@@ -86,12 +91,10 @@ class BidirectionalConfig(FlowConfig):
     softmax_every: int | None = None
 
 
-class FlowStage:
+class FlowStage(Stage):
     """Flow matching under one execution rule; subclasses say which levels the frames get."""
 
     rule: Rule = "bidirectional"
-    carried: Any = None
-    parts: dict[str, float] | None = None
 
     def __init__(self, config: FlowConfig):
         torch.manual_seed(config.loop.seed)
@@ -105,7 +108,8 @@ class FlowStage:
         if config.own.data:
             clips = read_own(config.own, config.size, self.autoencoder, config.frames)
         else:
-            shards = {"clips": config.shards, "sessions": config.sessions}
+            shards = {"clips": config.shards, "home-clips": config.home_shards}
+            shards |= {"sessions": config.sessions, "home-sessions": config.home_sessions}
             clips = encoded_rooms(config.runs / "data", shards, config.size, self.autoencoder, device)
         self.clips = LatentClips(clips, config.size, config.text, device)
 

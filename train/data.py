@@ -1,9 +1,9 @@
 """Training clips of rooms, rendered on the training device and kept as shards on disk.
 
-There are two kinds of shard: clips of 97 frames, from which everything is learned, and sessions of 961 frames (a minute), on which the
-streaming model learns to go on. A shard is a function of its kind and index alone, so a data folder can be thrown away, extended or made on
-another machine without changing what is trained on. Rendering costs more than reading, and the autoencoder and every stage of the
-transformer see the same clips: hence the files.
+There are clips of 97 frames, from which everything is learned, and sessions of 961 frames (a minute), on which the streaming model learns
+to go on; both in rooms without end, each seen once, and at home, in the same 48 rooms again and again from everywhere in them. A shard is a
+function of its kind and index alone, so a data folder can be thrown away, extended or made on another machine without changing what is
+trained on.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from sana_wm_env.rooms import FOCAL, HELD_OUT, paths
+from sana_wm_env.rooms import FOCAL, HELD_OUT, HOME, paths
 from sana_wm_env.rooms.render import render
 from sana_wm_env.rooms.scene import sample_scenes
 
@@ -25,14 +25,23 @@ from .processes import barrier, rank, world_size
 
 @dataclass(frozen=True)
 class ShardKind:
-    """What a file of one kind holds: `count` clips of 1 + 24 * chunks frames each, in rooms with seeds from first_seed on."""
+    """What a file of one kind holds: `count` clips of 1 + 24 * chunks frames each, with seeds from first_seed on.
+
+    A clip's seed draws its walk; and its room, unless it is at home, where the rooms take turns.
+    """
 
     count: int
     chunks: int
     first_seed: int
+    home: bool = False
 
 
-KINDS = {"clips": ShardKind(32, 4, 0), "sessions": ShardKind(4, 40, 2**30)}
+KINDS = {
+    "clips": ShardKind(32, 4, 0),
+    "sessions": ShardKind(4, 40, 2**30),
+    "home-clips": ShardKind(32, 4, 0, home=True),
+    "home-sessions": ShardKind(4, 40, 2**30, home=True),
+}
 
 
 @dataclass(frozen=True)
@@ -45,9 +54,14 @@ class Clips:
     captions: list[str]
 
 
-def render_clips(seeds: list[int], size: tuple[int, int], device: str | torch.device = "cpu", chunks: int = 4) -> Clips:
-    """Renders one clip of 1 + 24 * chunks frames per seed; the focal length varies by a tenth around the default."""
-    scenes = sample_scenes(seeds, device)
+def render_clips(
+    seeds: list[int], size: tuple[int, int], device: str | torch.device = "cpu", chunks: int = 4, rooms: list[int] | None = None
+) -> Clips:
+    """Renders one clip of 1 + 24 * chunks frames per seed; the focal length varies by a tenth around the default.
+
+    rooms: seed of the room of each clip, the clip's own if not given.
+    """
+    scenes = sample_scenes(seeds if rooms is None else rooms, device)
     starts = paths.sample_starts(scenes, seeds)
     c2w = paths.twist_paths(starts, paths.sample_twists(scenes, starts, seeds, chunks))
     focal = torch.tensor([FOCAL * size[1] * np.random.default_rng([seed, 3]).uniform(0.9, 1.1) for seed in seeds])
@@ -55,6 +69,11 @@ def render_clips(seeds: list[int], size: tuple[int, int], device: str | torch.de
     intrinsics = torch.stack([focal, focal, torch.full_like(focal, width / 2), torch.full_like(focal, height / 2)], -1).float()
     frames = render(scenes, c2w, intrinsics, size).rgb
     return Clips(frames, torch.linalg.inv(c2w[:, :1]) @ c2w, intrinsics, scenes.captions)
+
+
+def render_shard(kind: str, index: int, size: tuple[int, int], device: str | torch.device = "cpu") -> Clips:
+    """The clips of one shard. ValueError where it would use held-out rooms."""
+    return render_clips(seeds_of(kind, index), size, device, KINDS[kind].chunks, rooms_of(kind, index))
 
 
 def shard_path(folder: Path, kind: str, index: int) -> Path:
@@ -70,7 +89,7 @@ def write_shards(folder: Path, kind: str, count: int, size: tuple[int, int], dev
     missing = [index for index in range(count) if not shard_path(folder, kind, index).exists()]
     barrier()
     for index in tqdm(missing[rank() :: world_size()], desc=f"rendering {kind}", unit="shard", disable=not missing):
-        clips = render_clips(seeds_of(kind, index), size, device, KINDS[kind].chunks)
+        clips = render_shard(kind, index, size, device)
         tensors = {"frames": clips.frames.cpu(), "c2w": clips.c2w.cpu(), "intrinsics_px": clips.intrinsics_px}
         part = shard_path(folder, kind, index).with_suffix(".part")
         save_file(tensors, part, metadata={"captions": "\n".join(clips.captions)})
@@ -78,8 +97,14 @@ def write_shards(folder: Path, kind: str, count: int, size: tuple[int, int], dev
     barrier()
 
 
+def rooms_of(kind: str, index: int) -> list[int]:
+    """Seed of the room of each clip of one shard, none of them held out."""
+    seeds = seeds_of(kind, index)
+    return [HOME[seed % len(HOME)] for seed in seeds] if KINDS[kind].home else seeds
+
+
 def seeds_of(kind: str, index: int) -> list[int]:
-    """Seeds of the rooms of one shard, none of them held out."""
+    """Seeds of the clips of one shard, none of them of held-out rooms."""
     shape = KINDS[kind]
     first = shape.first_seed + index * shape.count
     if first + shape.count > HELD_OUT:

@@ -12,8 +12,9 @@ from tqdm import tqdm
 from sana_wm_env.model.autoencoder import TEMPORAL_STRIDE, Autoencoder, group
 from sana_wm_env.model.cameras import camera_inputs, raw_frames_of_latents
 from sana_wm_env.model.text import TextEncoder, TextEncoderConfig
+from sana_wm_env.rooms.scene import sample_scenes
 
-from .data import read_shard, shard_path, write_shards
+from .data import read_shard, render_shard, rooms_of, shard_path
 from .processes import barrier, rank, world_size
 
 
@@ -148,8 +149,7 @@ def encoded_rooms(
 ) -> list[LatentClip]:
     """The clips of the first shards of rooms, so and so many of each kind; what is missing is rendered and encoded."""
     for kind, count in shards.items():
-        write_shards(folder, kind, count, size, device)
-        encode_shards(folder, kind, count, autoencoder, device)
+        encode_shards(folder, kind, count, size, autoencoder, device)
     return room_clips(folder, shards)
 
 
@@ -157,22 +157,32 @@ def room_clips(folder: Path, shards: dict[str, int]) -> list[LatentClip]:
     """The clips of the first shards of rooms, so and so many of each kind, that `encode_shards` has encoded."""
     clips = []
     for kind, index in ((kind, index) for kind, count in shards.items() for index in range(count)):
-        part, captions = load_file(latents_path(folder, kind, index)), read_shard(shard_path(folder, kind, index)).captions
+        part, captions = load_file(latents_path(folder, kind, index)), sample_scenes(rooms_of(kind, index)).captions
         columns = (part["moving"], part["stills"], part["c2w"], part["intrinsics_px"], captions)
         clips += [LatentClip(*row) for row in zip(*columns, strict=True)]
     return clips
 
 
 @torch.inference_mode()
-def encode_shards(folder: Path, kind: str, count: int, autoencoder: Autoencoder, device: str = "cpu") -> None:
-    """Writes the latents of those of the first `count` shards that have none yet, half precision, shared among the processes."""
+def encode_shards(folder: Path, kind: str, count: int, size: tuple[int, int], autoencoder: Autoencoder, device: str = "cpu") -> None:
+    """Writes the latents of those of the first `count` shards that have none yet, half precision, shared among the processes.
+
+    Frames are read where the autoencoder's stage has left them, else rendered, and not kept: they take seven times the room.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     missing = [index for index in range(count) if not latents_path(folder, kind, index).exists()]
     barrier()
     for index in tqdm(missing[rank() :: world_size()], desc=f"encoding {kind}", unit="shard", disable=not missing):
-        clips = read_shard(shard_path(folder, kind, index))
+        file = shard_path(folder, kind, index)
+        clips = read_shard(file) if file.exists() else render_shard(kind, index, size, device)
         stills, moving = zip(*(encode_clip(frames, autoencoder, device) for frames in clips.frames), strict=True)
         path = latents_path(folder, kind, index)
-        tensors = {"stills": torch.stack(stills), "moving": torch.stack(moving), "c2w": clips.c2w, "intrinsics_px": clips.intrinsics_px}
+        tensors = {
+            "stills": torch.stack(stills),
+            "moving": torch.stack(moving),
+            "c2w": clips.c2w.cpu(),
+            "intrinsics_px": clips.intrinsics_px,
+        }
         save_file(tensors, path.with_suffix(".part"))
         path.with_suffix(".part").rename(path)
     barrier()

@@ -1,56 +1,26 @@
 """The exact renderer behind the spaces of the world model."""
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..base import CameraEnv, Episode, Frames, Seeds
 from ..camera import Array, check_intrinsics
 from ..tasks import Moment, Task
-from . import HELD_OUT, default_intrinsics
-from .paths import MAX_ROTATION_RAD, MAX_TRANSLATION_M, clear, sample_starts
-from .render import render
-from .scene import Scenes, sample_scenes
+from . import default_intrinsics
+from .paths import MAX_ROTATION_RAD, MAX_TRANSLATION_M
+from .room import Room, check_room_option, choose_room, is_whole, look, stands_clear, stop_at_walls
 
 
-class Room(NamedTuple):
-    """One room and where the camera stood first: (4, 4) float64 camera-to-world in the room's own frame."""
+class Wish(NamedTuple):
+    """What the options of a reset ask for: a room by seed, or by `choose_room`'s wish; intrinsics (4,) in pixels."""
 
-    scenes: Scenes
-    start: Array
-
-    @property
-    def caption(self) -> str:
-        return self.scenes.captions[0]
-
-
-@lru_cache(maxsize=64)
-def open_room(seed: int, device: str = "cpu") -> Room:
-    """The room that `seed` stands for, and the camera's first place in it. Kept for a while: nothing writes to a room."""
-    scenes = sample_scenes([seed], device)
-    return Room(scenes, sample_starts(scenes, [seed])[0].cpu().numpy())
-
-
-def held_out_room(draw: int) -> int:
-    """Turns any draw into the seed of a room that no training has seen."""
-    return HELD_OUT + draw % HELD_OUT
-
-
-def stands_clear(room: Room, c2w: Array) -> NDArray[np.bool_]:
-    """Whether the camera may stand at poses (F, 4, 4) relative to the first camera: (F,)."""
-    return clear(room.scenes, torch.from_numpy((room.start @ c2w)[None, :, :3, 3]))[0].cpu().numpy()
-
-
-def look(room: Room, c2w: Array, intrinsics_px: Array, size: tuple[int, int]) -> Frames:
-    """Exact pictures uint8 (F, H, W, 3) from poses (F, 4, 4) relative to the first camera."""
-    poses = torch.from_numpy(room.start @ c2w)[None]
-    intrinsics = torch.as_tensor(intrinsics_px, dtype=torch.float32)
-    return render(room.scenes, poses.to(room.scenes.device), intrinsics, size).rgb[0].cpu().numpy()
+    scene_seed: int | None
+    room: int | str | None
+    intrinsics_px: Array
 
 
 class RoomsEnv(CameraEnv, gym.utils.EzPickle):
@@ -62,7 +32,7 @@ class RoomsEnv(CameraEnv, gym.utils.EzPickle):
     action. With the same seed both start from the same first frame of the same room, so the same actions show what the world model
     should have imagined.
 
-    Every room follows from one integer. Rooms drawn here lie outside the range that training draws from.
+    Every room follows from one integer. There are 48 home rooms, which the bundled world was trained in most, and rooms without end.
 
     ## Action Space
 
@@ -89,11 +59,12 @@ class RoomsEnv(CameraEnv, gym.utils.EzPickle):
 
     ## Starting State
 
-    A room and a place in it, drawn by the environment's own generator. `reset(options=...)` takes
+    One of 48 home rooms and a place in it, drawn by the environment's own generator. `reset(options=...)` takes
 
     | Option       | Type             | Meaning                                                                         |
     |--------------|------------------|---------------------------------------------------------------------------------|
-    | `scene_seed` | int              | the room, from 0; from `sana_wm_env.rooms.HELD_OUT` on it is unknown to training |
+    | `room`       | int or str       | a home room, 0 to 47; `"held-out"` draws one that training never saw             |
+    | `scene_seed` | int              | any room, from 0; from `sana_wm_env.rooms.HELD_OUT` on it is unknown to training |
     | `intrinsics` | (4,) or (3, 3)   | fx, fy, cx, cy in pixels of the observed frames; 75 degrees wide by default     |
 
     ## Episode End
@@ -127,7 +98,7 @@ class RoomsEnv(CameraEnv, gym.utils.EzPickle):
     None: the rooms are part of this package.
     """
 
-    reset_options = ("scene_seed", "intrinsics")
+    reset_options = ("room", "scene_seed", "intrinsics")
     refused_options = dict.fromkeys(("image", "prompt"), "this environment renders rooms and imagines nothing")
 
     def __init__(
@@ -160,15 +131,17 @@ class RoomsEnv(CameraEnv, gym.utils.EzPickle):
         )
         self.device = device
 
-    def _prepare(self, options: dict[str, Any]) -> tuple[int | None, Array]:
-        seed = options.get("scene_seed")
-        if seed is not None and not (isinstance(seed, int | np.integer) and seed >= 0):
+    def _prepare(self, options: dict[str, Any]) -> Wish:
+        intrinsics = check_intrinsics(options.get("intrinsics", default_intrinsics(self.image_size)), self.image_size)
+        seed, room = options.get("scene_seed"), check_room_option(options.get("room"))
+        if seed is not None and room is not None:
+            raise ValueError(f"got both scene_seed={seed!r} and room={room!r}; wanted one of them")
+        if seed is not None and not (is_whole(seed) and seed >= 0):
             raise ValueError(f"got scene_seed={seed!r}; wanted a whole number from 0")
-        intrinsics = options.get("intrinsics", default_intrinsics(self.image_size))
-        return None if seed is None else int(seed), check_intrinsics(intrinsics, self.image_size)
+        return Wish(seed, room, intrinsics)
 
-    def _start(self, prepared: tuple[int | None, Array], seeds: Seeds) -> tuple[Frames, Array, Room]:
-        room, intrinsics = self._room(prepared, seeds), prepared[1]
+    def _start(self, prepared: Wish, seeds: Seeds) -> tuple[Frames, Array, Room]:
+        room, intrinsics = self._room(prepared, seeds), prepared.intrinsics_px
         return look(room, np.eye(4)[None], intrinsics, self.image_size)[0], intrinsics, room
 
     def _advance(self, episode: Episode, c2w: Array) -> tuple[Frames, Array, Room]:
@@ -176,25 +149,8 @@ class RoomsEnv(CameraEnv, gym.utils.EzPickle):
         c2w = stop_at_walls(room, episode.c2w, c2w)
         return look(room, c2w, episode.intrinsics_px, self.image_size), c2w, room
 
-    def _is_clear(self, prepared: tuple[int | None, Array], seeds: Seeds, c2w: Array) -> NDArray[np.bool_]:
+    def _is_clear(self, prepared: Wish, seeds: Seeds, c2w: Array) -> NDArray[np.bool_]:
         return stands_clear(self._room(prepared, seeds), c2w)
 
-    def _room(self, prepared: tuple[int | None, Array], seeds: Seeds) -> Room:
-        return open_room(held_out_room(seeds.room) if prepared[0] is None else prepared[0], self.device)
-
-
-def stop_at_walls(room: Room, before: Array, c2w: Array) -> Array:
-    """Poses (F, 4, 4) whose translation stays at the last clear place, from the first frame on that would enter something solid.
-
-    Args:
-        room: the room.
-        before: (4, 4) the pose ahead of the first frame, taken to be clear.
-        c2w: (F, 4, 4) the wish.
-    """
-    free = stands_clear(room, c2w)
-    if free.all():
-        return c2w
-    hit = int(free.argmin())
-    stopped = c2w.copy()
-    stopped[hit:, :3, 3] = (c2w[hit - 1] if hit else before)[:3, 3]
-    return stopped
+    def _room(self, prepared: Wish, seeds: Seeds) -> Room:
+        return choose_room(seeds.room, prepared.room, prepared.scene_seed, self.device)

@@ -7,8 +7,8 @@ import torch
 
 from sana_wm_env.camera import twist_path
 from sana_wm_env.rooms import HELD_OUT, default_intrinsics
-from sana_wm_env.rooms.env import held_out_room, look, open_room, stop_at_walls
 from sana_wm_env.rooms.paths import clear
+from sana_wm_env.rooms.room import held_out_room, look, open_room, stop_at_walls
 
 FORWARD = np.array([0, 0, 1, 0, 0, 0], np.float32)
 

@@ -10,7 +10,12 @@ from sana_wm_env.train.loop import LoopConfig
 from sana_wm_env.train.optim import OptimConfig
 
 TINY = TransformerConfig(depth=4, width=48, heads=2, in_channels=48, text_width=64, text_tokens=32, mlp_ratio=2.0, input_size=8)
-KINDS = {"clips": data.ShardKind(2, 4, 0), "sessions": data.ShardKind(2, 8, 2**30)}
+KINDS = {
+    "clips": data.ShardKind(2, 4, 0),
+    "sessions": data.ShardKind(2, 8, 2**30),
+    "home-clips": data.ShardKind(2, 4, 0, home=True),
+    "home-sessions": data.ShardKind(2, 8, 2**30, home=True),
+}
 CODER = AutoencoderConfig(fine=16, coarse=32, encoder_blocks=1, decoder_blocks=1)
 
 

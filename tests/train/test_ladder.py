@@ -14,7 +14,8 @@ from small_ladder import CODER, KINDS, TINY
 from sana_wm_env.model.config import PRESETS
 from sana_wm_env.model.text import TextEncoderConfig
 from sana_wm_env.model.world import WorldModel
-from sana_wm_env.rooms import HELD_OUT
+from sana_wm_env.rooms import HELD_OUT, HOME
+from sana_wm_env.rooms.room import held_out_room
 from sana_wm_env.train import ablations, autoencoder, bidirectional, causal, data, distill, ode, self_forcing
 from sana_wm_env.train.latents import LatentClips, Sessions, encode_shards, room_clips
 from sana_wm_env.train.loop import LoopConfig, load_average, train
@@ -38,7 +39,7 @@ def runs(small, tmp_path_factory) -> Path:
     """A folder of runs with one shard of two clips and an autoencoder trained for two steps."""
     folder = tmp_path_factory.mktemp("runs")
     autoencoder.run(autoencoder.AutoencoderStageConfig(world="tiny", runs=folder, shards=1, loop=LOOP, model=CODER))
-    encode_shards(folder / "data", "clips", 1, autoencoder.load_trained(folder / "tiny" / "autoencoder", "cpu"))
+    encode_shards(folder / "data", "clips", 1, (64, 64), autoencoder.load_trained(folder / "tiny" / "autoencoder", "cpu"))
     return folder
 
 
@@ -104,7 +105,7 @@ def test_a_window_goes_on_where_the_one_before_ended(runs):
 def test_sessions_are_drawn_where_enough_is_left(runs):
     data.write_shards(runs / "data", "sessions", 1, (64, 64))
     autoencoder_ = autoencoder.load_trained(runs / "tiny" / "autoencoder", "cpu")
-    encode_shards(runs / "data", "sessions", 1, autoencoder_)
+    encode_shards(runs / "data", "sessions", 1, (64, 64), autoencoder_)
     clips = LatentClips(room_clips(runs / "data", {"clips": 1, "sessions": 1}), (64, 64), TextEncoderConfig(), "cpu")
     assert clips.lengths.tolist() == [13, 13, 25, 25]
     drawn = clips.draw(500, 12, torch.Generator().manual_seed(0))
@@ -230,6 +231,22 @@ def test_shards_are_a_function_of_their_index(runs, tmp_path):
     with pytest.raises(ValueError, match="held-out"):
         data.seeds_of("clips", HELD_OUT // 2)
     assert data.seeds_of("clips", HELD_OUT // 2 - 1)[-1] == HELD_OUT - 1
+
+
+def test_clips_at_home_show_the_same_rooms_from_everywhere():
+    rooms = [room for index in range(2) for room in data.rooms_of("home-clips", index)]
+    assert set(rooms) <= set(HOME) and rooms == [HOME[seed] for seed in range(4)]
+    clips = data.render_shard("home-clips", 0, (64, 64))
+    own = data.render_clips(data.rooms_of("home-clips", 0), (64, 64))
+    assert clips.captions == own.captions and not torch.equal(clips.frames[:, 0], own.frames[:, 0])
+    assert not any(seed in HOME for seed in map(held_out_room, range(100)))
+
+
+def test_latents_are_the_same_whether_frames_lie_on_disk_or_not(runs, tmp_path):
+    encode_shards(tmp_path, "clips", 1, (64, 64), autoencoder.load_trained(runs / "tiny" / "autoencoder", "cpu"))
+    assert [path.name for path in tmp_path.iterdir()] == ["clips-00000.latents.safetensors"]
+    kept, rendered = (room_clips(folder, {"clips": 1}) for folder in (runs / "data", tmp_path))
+    assert all(torch.equal(a.moving, b.moving) and a.caption == b.caption for a, b in zip(kept, rendered, strict=True))
 
 
 def test_missing_stages_are_named(tmp_path, runs):
