@@ -14,6 +14,7 @@ from .loop import LoopConfig, train
 from .precision import compute_dtype
 from .processes import rank, start_processes
 from .shards import packed_shards, read_packed
+from .stage import Stage
 
 NOISE = 0.1
 
@@ -41,14 +42,11 @@ class AutoencoderStageConfig:
     size: tuple[int, int] = (64, 64)
 
 
-class AutoencoderStage:
+class AutoencoderStage(Stage):
     """Reconstruction of three neighbouring groups of 8 frames, the first of them a single repeated frame half of the time.
 
     A little noise on the latents, relative to their spread, keeps the decoder smooth: what the transformer writes will never be exact.
     """
-
-    carried = None
-    parts = None
 
     def __init__(self, config: AutoencoderStageConfig):
         torch.manual_seed(config.loop.seed)

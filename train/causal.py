@@ -13,28 +13,34 @@ from torch import Tensor
 from sana_wm_env.model.execution import chunk_sizes
 
 from .bidirectional import FlowConfig, FlowStage
-from .levels import chunk_levels
+from .levels import CLEAN_PAST, chunk_levels
 from .loop import LoopConfig, train
 from .processes import start_processes
 
 
 @dataclass(frozen=True)
 class CausalConfig(FlowConfig):
-    """Trains the chunk-causal model of a world, from the bidirectional one."""
+    """Trains the chunk-causal model of a world, from the bidirectional one.
+
+    Attributes:
+        clean_past: share of clips whose first chunks are clean and so show the network what it will stream on; as published if not given.
+    """
 
     stage: ClassVar[str] = "causal"
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=500))
     init_from: str = "bidirectional"
     frames: int = 7
+    clean_past: float = CLEAN_PAST
 
 
 class CausalStage(FlowStage):
+    config: CausalConfig
     rule = "chunk_causal"
 
     def levels(self, batch: int, frames: int, generator: torch.Generator) -> Tensor:
         """Level indices (B, T), constant within a chunk."""
         sizes = torch.tensor(chunk_sizes(frames, self.network.config.chunk))
-        rows = [chunk_levels(len(sizes), generator).repeat_interleave(sizes) for _ in range(batch)]
+        rows = [chunk_levels(len(sizes), generator, self.config.clean_past).repeat_interleave(sizes) for _ in range(batch)]
         return torch.stack(rows).to(generator.device)
 
 

@@ -5,7 +5,7 @@ may be resumed by another number of ranks (torch.distributed.checkpoint), and un
 """
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,11 +16,31 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 from .processes import barrier, gathered, rank, world_size
+from .stage import Stage
 
 if TYPE_CHECKING:
-    from .loop import LoopConfig, Stage
+    from .loop import LoopConfig
 
 FILE, SHARDS, REST = "checkpoint.pt", "checkpoint-{:09d}", "rest.pt"
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        step: steps taken, those that were skipped among them.
+        seconds: training time.
+        skipped: steps without an update, as their gradient was not finite.
+        in_a_row: skipped steps since the last update.
+        retreats: times that the run went back to a checkpoint; each halves the rates and draws other data.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    in_a_row: int = 0
+    retreats: int = 0
 
 
 class Run(NamedTuple):
@@ -28,7 +48,7 @@ class Run(NamedTuple):
 
     home: Path
     config: "LoopConfig"
-    stage: "Stage"
+    stage: Stage
     optimiser: list[torch.optim.Optimizer]
     average: dict[str, Tensor]
 
@@ -39,16 +59,16 @@ def latest(out: Path) -> Path | None:
     return folders[-1] if folders else file if file.exists() else None
 
 
-def save(run: Run, step: int, seconds: float) -> None:
-    """Writes the state after `step` steps; all processes have to call. Raises OSError where the folder cannot be written."""
+def save(run: Run, progress: Progress) -> None:
+    """Writes where the run stands; all processes have to call. Raises OSError where the folder cannot be written."""
     # a file in the file: whoever wants the weights alone need not know what the stage keeps
     torch.save(run.stage.carried, carried := BytesIO())
-    rest = {"carried": gathered(carried.getvalue()), "step": step, "seconds": seconds, "processes": world_size()}
+    rest = {"carried": gathered(carried.getvalue()), **asdict(progress), "processes": world_size()}
     rest["config"] = {k: str(v) for k, v in asdict(run.config).items()}
     out = run.home
     out.mkdir(parents=True, exist_ok=True)
     if run.config.parallel.shard:
-        _save_shards(out / SHARDS.format(step), run, rest)
+        _save_shards(out / SHARDS.format(progress.step), run, rest)
     elif rank() == 0:
         optimiser = [one.state_dict() for one in run.optimiser]
         state = {"model": run.stage.model.state_dict(), "optimiser": optimiser, "average": run.average, **rest}
@@ -57,14 +77,14 @@ def save(run: Run, step: int, seconds: float) -> None:
         part.rename(out / FILE)
 
 
-def resume(run: Run) -> tuple[int, float]:
-    """Puts the last checkpoint into the run, and returns its steps and seconds; zeros if there is none.
+def resume(run: Run) -> Progress:
+    """Puts the last checkpoint into the run, and returns how far it had come; zeros if there is none.
 
     ValueError if it was written sharded and the run is not, or the other way round.
     """
     path = latest(run.home)
     if path is None:
-        return 0, 0.0
+        return Progress()
     if path.is_dir() != run.config.parallel.shard:
         raise ValueError(
             f"{path} was written {'with' if path.is_dir() else 'without'} --shard; resume it the same way, or name another run"
@@ -83,7 +103,12 @@ def resume(run: Run) -> tuple[int, float]:
         if isinstance(carried, bytes):  # files of the first version hold the value itself
             carried = torch.load(BytesIO(carried), map_location=run.config.device, weights_only=True)
         run.stage.carried = carried
-    return rest["step"], rest["seconds"]
+    return read_progress(rest)
+
+
+def read_progress(rest: dict[str, Any]) -> Progress:
+    """What a checkpoint's own dictionary says of the progress."""
+    return Progress(**{field.name: rest[field.name] for field in fields(Progress) if field.name in rest})
 
 
 def load_average(out: Path, part: str = "") -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ regression would blur what the past leaves open, and blur of blur is all that a 
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from sana_wm_env.model.state import (
     WindowEntry,
     WindowState,
     map_tensors,
+    tensors_of,
 )
 
 from .latents import Sessions
@@ -34,15 +35,24 @@ from .pack import pack_stage
 from .processes import rank, start_processes
 from .streaming import StreamingConfig, StreamingStage
 
+LOST = 5.0
+"""Squared error of latents beyond which a session is given up. They have unit variance, so two unrelated clips differ by 2."""
+
 
 @dataclass(frozen=True)
 class DistillConfig(StreamingConfig):
-    """Trains the few-step streaming model of a world, from the chunk-causal one."""
+    """Trains the few-step streaming model of a world, from the chunk-causal one.
+
+    Attributes:
+        openings: how the chunks that open a session are learned: "roll-out" by regression along their sampling, "flow" like those of
+            sessions that go on.
+    """
 
     stage: ClassVar[str] = "distill"
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=300))
     init_from: str = "causal"
     sessions: int = 40
+    openings: Literal["roll-out", "flow"] = "roll-out"
 
 
 @dataclass(frozen=True)
@@ -71,46 +81,48 @@ class DistillStage(StreamingStage):
         half = max(batch // 2, 1)
         trust = torch.rand(half, generator=generator, device=generator.device)
         new = Ongoing(self.clips.draw(half, self.config.frames, generator), trust, None)
-        opened, losses = self.play(new, generator)
+        opened, errors = self.play(new, generator)
+        losses = [error.mean() for error in errors]
         scalars = {f"chunk{n}": loss.item() for n, loss in enumerate(losses)}
-        if self.carried is None:
-            self.carried = self.unfinished(opened)
-        else:
+        going_on = [self.unfinished(opened, errors)]
+        if self.carried is not None:
             continued, later = self.play(self.carried, generator)
-            losses += later
-            scalars |= {"later": later[-1].item(), "age": continued.state.next_frame.float().mean().item()}
-            self.carried = self.unfinished(map_tensors(lambda *values: torch.cat(values), continued, opened), half)
+            losses += [error.mean() for error in later]
+            scalars |= {"later": losses[-1].item(), "age": continued.state.next_frame.float().mean().item()}
+            going_on.insert(0, self.unfinished(continued, later))
+        whole = map_tensors(lambda *values: torch.cat(values)[:half], *going_on)
+        self.carried = whole if len(whole.trust) else None
         return torch.stack(losses).mean(), {**scalars, "exit_step": float(self.exit_step(generator))}
 
+    def let_go(self) -> None:
+        self.carried = None
+
     def play(self, ongoing: Ongoing, generator: torch.Generator) -> tuple[Ongoing, list[Tensor]]:
-        """The next chunks of some sessions: where they stand afterwards, and the squared error of each chunk's latents."""
+        """The next chunks of some sessions: where they stand afterwards, and each chunk's squared error (B,)."""
         state, chunk, opens = ongoing.state, self.network.config.chunk, ongoing.state is None
         spans = chunk_spans(self.config.frames, chunk)
         if not opens:
             spans = tuple((chunk * n, chunk * (n + 1)) for n in range(len(spans)))
         first = 0 if opens else state.next_frame
         window = self.clips.window(ongoing.sessions, spans[-1][1], None if opens else first)
-        text, losses = self.network.text_context(window.text, window.text_mask), []
+        text, errors = self.network.text_context(window.text, window.text_mask), []
         for begin, end in spans:
             truth = window.latents[:, :, begin:end].contiguous()
             cameras = self.network.camera_context(window.camera[:, begin:end], window.plucker[:, :, begin:end], first + begin)
             trusted = torch.rand(len(truth), generator=generator, device=generator.device) < ongoing.trust
-            if opens:
-                image = truth[:, :, :1] if begin == 0 else None
+            given = 1 if opens and begin == 0 else 0
+            image = truth[:, :, :1] if given else None
+            if opens and self.config.openings == "roll-out":
                 predicted = self.roll_out(noise_like(truth, generator), self.exit_step(generator), text, cameras, state, image)
                 past = torch.where(trusted[:, None, None, None, None], truth, predicted.detach())
             else:
-                predicted, past = self.recover(truth, text, cameras, state, generator), truth.clone()
-                if len(rows := (~trusted).nonzero()[:, 0]):
-                    own = (value.map(lambda v: v[rows]) for value in (text, cameras, state.detach()))
-                    with torch.no_grad():
-                        past[rows] = sample_chunk(self.network, noise_like(truth[rows], generator), *own, sigmas=self.config.sigmas)
-            given = 1 if opens and begin == 0 else 0
-            losses.append((predicted - truth)[:, :, given:].square().mean())
+                predicted = self.recover(truth, text, cameras, state, image, generator)
+                past = self.imagine(truth, trusted, text, cameras, state, image, generator)
+            errors.append((predicted - truth)[:, :, given:].square().mean((1, 2, 3, 4)))
             # what to remember is learned from the chunk after, hence with gradient wherever there is one
             with torch.set_grad_enabled(end < spans[-1][1]):
                 state = self.network.commit(past, text, cameras, state)
-        return Ongoing(ongoing.sessions, ongoing.trust, state.detach()), losses
+        return Ongoing(ongoing.sessions, ongoing.trust, state.detach()), errors
 
     def roll_out(
         self, x: Tensor, exit_step: int, text: TextContext, cameras: CameraContext, state: TransformerState | None, image: Tensor | None
@@ -125,20 +137,56 @@ class DistillStage(StreamingStage):
         return x
 
     def recover(
-        self, truth: Tensor, text: TextContext, cameras: CameraContext, state: TransformerState, generator: torch.Generator
+        self,
+        truth: Tensor,
+        text: TextContext,
+        cameras: CameraContext,
+        state: TransformerState | None,
+        image: Tensor | None,
+        generator: torch.Generator,
     ) -> Tensor:
         """The clean latents that the network sees in the truth under noise, every sample at one of the sampler's levels."""
         levels = torch.tensor(self.config.sigmas[:-1], device=truth.device)
         sigma = levels[torch.randint(len(levels), (len(truth),), generator=generator, device=truth.device)]
-        noisy = torch.lerp(truth, noise_like(truth, generator), sigma[:, None, None, None, None])
-        velocity = self.network.stream(noisy, timestep_of(sigma)[:, None].expand(-1, truth.shape[2]), text, cameras, state)
+        noisy = with_image(torch.lerp(truth, noise_like(truth, generator), sigma[:, None, None, None, None]), image)
+        timestep = timestep_of(sigma)[:, None].repeat(1, truth.shape[2])
+        if image is not None:
+            timestep[:, :1] = 0
+        velocity = self.network.stream(noisy, timestep, text, cameras, state)
         return noisy - sigma[:, None, None, None, None] * velocity
 
-    def unfinished(self, ongoing: Ongoing, most: int | None = None) -> Ongoing | None:
-        """The first `most` of the sessions whose clips last for another play, None if there is none."""
+    @torch.no_grad()
+    def imagine(
+        self,
+        truth: Tensor,
+        trusted: Tensor,
+        text: TextContext,
+        cameras: CameraContext,
+        state: TransformerState | None,
+        image: Tensor | None,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """The chunk as it is committed: the truth where trusted (B,), else what the network samples."""
+        past = truth.clone()
+        if len(rows := (~trusted).nonzero()[:, 0]):
+            given = (value if value is None else value.map(lambda v: v[rows]) for value in (text, cameras, state))
+            noise, still = noise_like(truth[rows], generator), None if image is None else image[rows]
+            past[rows] = sample_chunk(self.network, noise, *given, still, self.config.sigmas)
+        return past
+
+    def unfinished(self, ongoing: Ongoing, errors: list[Tensor]) -> Ongoing:
+        """Those of the sessions whose clips last for another play, and that are not lost.
+
+        A session is lost where its state is not finite, or what is made of it is far beyond any picture: nothing is learned from it any
+        more, and what it does to the gradient harms all others.
+        """
         ahead = self.network.config.chunk * len(chunk_spans(self.config.frames, self.network.config.chunk))
-        rows = (self.clips.left(ongoing.sessions) >= ongoing.state.next_frame + ahead).nonzero()[:most, 0]
-        return ongoing.map(lambda value: value[rows]) if len(rows) else None
+        lasts = self.clips.left(ongoing.sessions) >= ongoing.state.next_frame + ahead
+        sound = torch.stack([error < LOST for error in errors]).all(0)
+        for value in tensors_of(ongoing.state):
+            sound &= value.reshape(len(value), -1).isfinite().all(1)
+        rows = (lasts & sound).nonzero()[:, 0]
+        return ongoing.map(lambda value: value[rows])
 
 
 def noise_like(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 LEVELS = 1000
-MIXTURE = {"same_t": 0.1, "incremental": 0.4, "last_chunk_anchor": 0.4, "teacher_forcing_clean": 0.1}
+CLEAN_PAST = 0.1  # share of "teacher_forcing_clean" in the released mixture
+MIXTURE = {"same_t": 1, "incremental": 4, "last_chunk_anchor": 4}  # the others, in their proportions
 
 
 def sigma_of(index: Tensor, shift: float) -> Tensor:
@@ -34,10 +35,14 @@ def monotone(count: int, low: int, high: int, generator: torch.Generator) -> Ten
     return picks - torch.arange(count) + low
 
 
-def chunk_levels(chunks: int, generator: torch.Generator) -> Tensor:
-    """Level indices (chunks,) of one clip by the four-way mixture of chunk-causal training."""
-    device = generator.device
-    strategy = list(MIXTURE)[int(torch.multinomial(torch.tensor(list(MIXTURE.values()), device=device), 1, generator=generator))]
+def chunk_levels(chunks: int, generator: torch.Generator, clean_past: float = CLEAN_PAST) -> Tensor:
+    """Level indices (chunks,) of one clip by the four-way mixture of chunk-causal training.
+
+    clean_past: share of clips whose first chunks are clean, as a session's past is; the others keep their proportions.
+    """
+    device, others = generator.device, 1 - clean_past
+    shares = {name: others * weight / sum(MIXTURE.values()) for name, weight in MIXTURE.items()} | {"teacher_forcing_clean": clean_past}
+    strategy = list(shares)[int(torch.multinomial(torch.tensor(list(shares.values()), device=device), 1, generator=generator))]
     level = int(logit_normal((), generator))
     if strategy == "same_t":
         return torch.full((chunks,), level)

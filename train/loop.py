@@ -1,26 +1,31 @@
 """The one training loop: every stage brings a model and a loss, the loop brings steps, averaging, checkpoints and a progress bar.
 
 The batch of a step is a function of (seed, step, process) and of what the stage carries, which is saved, so a run that was killed goes on
-exactly as if it had not been.
+exactly as if it had not been. A step whose gradient is not finite is skipped. If the next one is no better, the run goes back to its last
+checkpoint and takes other data at half the rates.
 """
 
+import math
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .checkpoints import Run, latest, resume, save
+from .checkpoints import Progress, Run, latest, resume, save
 from .checkpoints import load_average as load_average
 from .optim import OptimConfig, optimisers, schedule
 from .parallel import ParallelConfig, spread
 from .precision import Precision
 from .processes import answering, any_process, average_gradients, complete_gradients, limit_waiting, mean, own, rank, whole, world_size
+from .stage import Stage
+
+RETREATS = 5
+"""How often a run goes back to a checkpoint before it gives up."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class LoopConfig:
 
     Attributes:
         steps: optimiser steps of the whole run; may be raised on resume only before the learning rate has begun to fall.
+        hours: training time of the whole run, which then ends, rates fallen, when steps or hours are over; 0 for no limit.
+        minutes: time after which this process saves and ends, whatever the run has left; the same command goes on. 0 for no limit.
         batch: samples per step over all processes.
         accumulate: parts of a batch that are run one after the other before the weights are updated, where memory is short.
         seed: of the parameters and of the data order.
@@ -40,6 +47,8 @@ class LoopConfig:
     """
 
     steps: int = 1000
+    hours: float = 0.0
+    minutes: float = 0.0
     batch: int = 16
     accumulate: int = 1
     seed: int = 0
@@ -53,31 +62,6 @@ class LoopConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 
-class Stage(Protocol):
-    """What a stage brings to the loop.
-
-    Attributes:
-        model: what is trained.
-        carried: what this process keeps from step to step besides weights: None, or dataclasses of tensors that `torch.load` may make.
-        parts: None, or where the model is several networks, the factor on the rates of each, see `optimisers`. One that is frozen
-            (`requires_grad_(False)`) when a step ends is not touched by it.
-        divides_clips: whether the loss divides clips in time among `config.parallel.context` ranks; each then returns its frames' part
-            such that the mean over all ranks is the loss. May be missing.
-    """
-
-    model: nn.Module
-    carried: Any
-    parts: dict[str, float] | None
-
-    def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Loss of `batch` samples drawn with the generator, and scalars worth logging."""
-        ...
-
-    def preview(self, model: nn.Module) -> Tensor | None:
-        """A picture (3, H, W) uint8 that shows how far the averaged model has come."""
-        ...
-
-
 def train(stage: Stage, config: LoopConfig, out: Path) -> nn.Module:
     """Trains to config.steps and returns the model with its averaged weights. SIGTERM and Ctrl-C save, then end the run.
 
@@ -86,8 +70,9 @@ def train(stage: Stage, config: LoopConfig, out: Path) -> nn.Module:
         config: steps, rates, device.
         out: folder of the run (checkpoint, TensorBoard events); a run found there is resumed.
 
-    Raises ValueError for settings that do not fit each other, FloatingPointError before a gradient that is no number spoils the weights,
-    ConnectionError if another process is gone or does not answer within config.parallel.timeout_s; the last checkpoint stays.
+    Raises ValueError for settings that do not fit each other, FloatingPointError if going back `RETREATS` times did not help against
+    gradients that are not finite, ConnectionError if another process is gone or does not answer within config.parallel.timeout_s; the last
+    checkpoint stays.
     """
     share = _share(stage, config)
     torch.manual_seed(config.seed)
@@ -96,30 +81,72 @@ def train(stage: Stage, config: LoopConfig, out: Path) -> nn.Module:
     limit_waiting(config.parallel.timeout_s)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     run = Run(out, config, stage, optimisers(model, config.optim, stage.parts), average)
-    step, seconds = resume(run)
-    stop = _catch_sigterm()
-    writer = _writer(out)
-    bar = tqdm(total=config.steps, initial=step, desc=out.name, unit="step", disable=rank() > 0, smoothing=0.05)
-    began = saved = time.monotonic()
-    with answering(config.parallel.timeout_s, lambda: f"step {step}: the last checkpoint is {latest(out)}"):
-        while step < config.steps and not stop.asked():
-            scalars = _step(run, step, share)
-            step += 1
-            _average(run.average, model, min(config.ema, (1 + step) / (10 + step)))
-            bar.update()
+    at, stop, writer = resume(run), _catch_sigterm(config.minutes), _writer(out)
+    bar = tqdm(total=config.steps, initial=at.step, desc=out.name, unit="step", disable=rank() > 0, smoothing=0.05)
+    began, saved = time.monotonic() - at.seconds, time.monotonic()
+    with answering(config.parallel.timeout_s, lambda: f"step {at.step}: the last checkpoint is {latest(out)}"):
+        if latest(out) is None:
+            save(run, at)  # something to go back to
+        while (done := _done(at, config)) < 1 and not stop.asked():
+            scalars = _step(run, at, done, share)
+            at.step, at.seconds = at.step + 1, mean(time.monotonic() - began)
+            if scalars is None:
+                at = _skip(run, at)
+                continue
+            at.in_a_row = 0
+            _average(run.average, model, min(config.ema, (1 + at.step) / (10 + at.step)))
+            bar.update(at.step - bar.n)
             rate = config.batch * (bar.format_dict["rate"] or 0)
             bar.set_postfix({k: f"{v:.4g}" for k, v in scalars.items()} | {"samples/s": f"{rate:.1f}"})
-            _log(writer, run, scalars, step)
-            now = time.monotonic()
-            if any_process(now - saved > 60 * config.save_minutes or step == config.steps):
-                save(run, step, seconds + now - began)
-                saved = now
+            _log(writer, run, scalars, at.step)
+            if any_process(time.monotonic() - saved > 60 * config.save_minutes or _done(at, config) >= 1):
+                save(run, at)
+                saved = time.monotonic()
         bar.close()
-        if stop.asked():
-            save(run, step, seconds + time.monotonic() - began)
-            sys.exit(f"stopped at step {step}; the same command resumes from {latest(out)}")
+        if _done(at, config) < 1:
+            save(run, at)
+            sys.exit(f"stopped at step {at.step}; the same command resumes from {latest(out)}")
+    if at.skipped:
+        tqdm.write(
+            f"{at.skipped} of {at.step} steps were skipped as their gradients were not finite, {at.retreats} times the run went back"
+        )
     model.load_state_dict(run.average)
     return model
+
+
+def _done(at: Progress, config: LoopConfig) -> float:
+    """The share of the run that is over; 1 at its end."""
+    hours = at.seconds / (3600 * config.hours) if config.hours else 0.0
+    return max(at.step / config.steps, hours)
+
+
+def _skip(run: Run, at: Progress) -> Progress:
+    """Says that a step was skipped. Returns where the run goes on: there, or if it is the second in a row at the last checkpoint.
+
+    FloatingPointError where that was tried `RETREATS` times.
+    """
+    at.skipped, at.in_a_row = at.skipped + 1, at.in_a_row + 1
+    what = f"{run.home.name}: step {at.step - 1} was skipped, its gradient was not finite"
+    run.stage.let_go()
+    if at.in_a_row == 1:
+        _say(what)
+        return at
+    if at.retreats == RETREATS:
+        raise FloatingPointError(
+            f"{what}, nor was that of the step before, after going back {RETREATS} times; the last good checkpoint is {latest(run.home)}. "
+            "Lower the rate (--lr, --adam-lr)."
+        )
+    before = resume(run)
+    run.stage.let_go()
+    back = replace(before, seconds=at.seconds, skipped=at.skipped, in_a_row=0, retreats=at.retreats + 1)
+    _say(f"{what}, the second in a row: back to step {back.step}, other data, {0.5**back.retreats:g} of the rates")
+    save(run, back)
+    return back
+
+
+def _say(what: str) -> None:
+    if rank() == 0:
+        tqdm.write(what, file=sys.stderr)
 
 
 def _share(stage: Stage, config: LoopConfig) -> int:
@@ -127,7 +154,7 @@ def _share(stage: Stage, config: LoopConfig) -> int:
     context = config.parallel.context
     if world_size() % context:
         raise ValueError(f"{world_size()} processes do not divide into groups of {context} that share a clip; start a multiple")
-    if context > 1 and not getattr(stage, "divides_clips", False):
+    if context > 1 and not stage.divides_clips:
         raise ValueError(f"{type(stage).__name__} does not divide its clips in time; leave out --context {context}")
     if config.parallel.shard and config.optim.method != "adamw":
         raise ValueError(f"--method {config.optim.method} needs whole matrices, --shard keeps a part on each rank; add --method adamw")
@@ -141,14 +168,15 @@ def _share(stage: Stage, config: LoopConfig) -> int:
     return config.batch // parts
 
 
-def _step(run: Run, step: int, share: int) -> dict[str, float]:
-    """One update of the weights. Returns scalars worth logging; FloatingPointError, and no update, if the gradient is no number."""
+def _step(run: Run, at: Progress, done: float, share: int) -> dict[str, float] | None:
+    """One update of the weights. Returns scalars worth logging; None, and no update, if the gradient is not finite."""
     stage, model, config = run.stage, run.stage.model, run.config
-    seed = (config.seed * 1_000_003 + step) * 4096 + rank() // config.parallel.context  # ranks that share a clip draw the same one
+    draw = (config.seed + 7919 * at.retreats) * 1_000_003 + at.step
+    seed = draw * 4096 + rank() // config.parallel.context  # ranks that share a clip draw the same one
     generator = torch.Generator(config.device).manual_seed(seed % 2**63)
     for one in run.optimiser:
         for group in one.param_groups:
-            group["lr"] = group["peak"] * schedule(step, config.steps, config.optim)
+            group["lr"] = group["peak"] * schedule(at.step, done, config.optim) * 0.5**at.retreats
         one.zero_grad(set_to_none=True)
     total, scalars = 0.0, {}
     for _ in range(config.accumulate):
@@ -160,10 +188,7 @@ def _step(run: Run, step: int, share: int) -> dict[str, float]:
         average_gradients(model)
     norm = whole(nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip))
     if not torch.isfinite(norm):
-        raise FloatingPointError(
-            f"step {step}: gradient norm {norm.item()}; the last good checkpoint is {latest(run.home)}. "
-            "Lower the rate or the batch's noise."
-        )
+        return None
     for one in run.optimiser:
         one.step()
     return {"loss": mean(total), **scalars, "gradient_norm": norm.item()}
@@ -179,10 +204,14 @@ def _average(average: dict[str, Tensor], model: nn.Module, decay: float) -> None
 
 
 class _catch_sigterm:
-    """Remembers that the process was asked to end, so that the loop can save first. All processes agree before they stop."""
+    """Remembers that the process was asked to end, by a signal or by the clock, so that the loop can save first.
 
-    def __init__(self):
+    All processes agree before they stop.
+    """
+
+    def __init__(self, minutes: float):
         self.signal = False
+        self.end = time.monotonic() + 60 * minutes if minutes else math.inf
         for which in (signal.SIGTERM, signal.SIGINT):
             signal.signal(which, self._note)
 
@@ -190,7 +219,7 @@ class _catch_sigterm:
         self.signal = True
 
     def asked(self) -> bool:
-        return any_process(self.signal)
+        return any_process(self.signal or time.monotonic() >= self.end)
 
 
 def _writer(out: Path):

@@ -24,7 +24,7 @@ class OptimConfig:
         momentum: of Muon.
         weight_decay: of matrices by Muon; of everything by "adamw".
         warmup: steps of linear rise.
-        decay: last share of the steps, in which the rates fall linearly to zero.
+        decay: last share of the run, in which the rates fall linearly to zero.
         clip: largest gradient norm.
     """
 
@@ -45,10 +45,10 @@ PUBLISHED = OptimConfig(
 )  # the stages at minute length, paper table 7 and the released configs
 
 
-def schedule(step: int, steps: int, config: OptimConfig) -> float:
-    """Share of the peak rate at a step: linear rise, flat, linear fall to zero over the last `decay` of the run."""
+def schedule(step: int, done: float, config: OptimConfig) -> float:
+    """Share of the peak rate at a step, when `done` of the run (0 to 1) is over: linear rise, flat, linear fall over the last `decay`."""
     rise = (step + 1) / max(config.warmup, 1)
-    fall = (steps - step) / max(config.decay * steps, 1)
+    fall = (1 - done) / config.decay if config.decay else 1.0
     return max(0.0, min(1.0, rise, fall))
 
 

@@ -4,7 +4,7 @@ Which rooms there are: at home (`HOME`), where the bundled world was trained mos
 """
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
@@ -64,7 +64,7 @@ def check_room_option(room: Any) -> int | str | None:
     return room
 
 
-def is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> TypeGuard[int]:
     """Whether a value is a whole number, and no truth value."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 

@@ -12,6 +12,7 @@ import torch
 from small_ladder import CODER, KINDS, TINY
 
 from sana_wm_env.model.config import PRESETS
+from sana_wm_env.model.state import map_tensors, tensors_of
 from sana_wm_env.model.text import TextEncoderConfig
 from sana_wm_env.model.world import WorldModel
 from sana_wm_env.rooms import HELD_OUT, HOME
@@ -222,6 +223,22 @@ def test_sessions_go_on_until_their_clips_end_and_survive_a_stop(runs, tmp_path)
     parts, _ = losses(tmp_path / "parts", [3, 5])
     assert whole == parts
     assert 13 <= max(ages) <= 25
+
+
+def test_a_session_that_is_lost_is_let_go(runs):
+    """A state that is not finite, and an error that no picture makes; the others go on."""
+    config = distill.DistillConfig(world="tiny", runs=runs, shards=0, sessions=1, loop=LOOP, init_from="", openings="flow")
+    stage = distill.DistillStage(config)
+    generator = torch.Generator().manual_seed(0)
+    places = Sessions(torch.tensor([0, 1, 0, 1]), torch.zeros(4, dtype=torch.long), torch.ones(4, dtype=torch.bool))
+    played, errors = stage.play(distill.Ongoing(places, torch.rand(4), None), generator)
+    assert len(stage.unfinished(played, errors).trust) == 4
+    spoiled = map_tensors(torch.clone, played)
+    next(t for t in tensors_of(spoiled.state) if t.is_floating_point())[1] = torch.inf
+    errors[0][2] = 2 * distill.LOST
+    left = stage.unfinished(spoiled, errors)
+    assert torch.equal(left.trust, played.trust[[0, 3]])
+    assert all(t.isfinite().all() for t in tensors_of(left.state))
 
 
 def test_shards_are_a_function_of_their_index(runs, tmp_path):

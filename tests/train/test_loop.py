@@ -1,35 +1,35 @@
 """The loop: what is interrupted goes on as if it had not been; Muon orthogonalises."""
 
+import signal
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from sana_wm_env.train.loop import LoopConfig, load_average, train
+from sana_wm_env.train.loop import RETREATS, LoopConfig, load_average, train
 from sana_wm_env.train.optim import OptimConfig, optimisers, orthogonalise, schedule
+from sana_wm_env.train.stage import Stage
 
 
-class Regression:
-    """A small network that learns a fixed matrix from noise drawn with the loop's generator."""
+class Regression(Stage):
+    """A small network that learns a fixed matrix from noise drawn with the loop's generator; the calls in `broken` give NaN."""
 
-    carried = None
-    parts = None
-
-    def __init__(self, broken_at: float = float("inf")):
+    def __init__(self, broken: Collection[int] = ()):
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(32, 32), nn.SiLU(), nn.Linear(32, 32))
         self.target = 0.1 * torch.randn(32, 32)
-        self.seen, self.broken_at = [], broken_at
+        self.seen, self.broken, self.let_go_at = [], broken, []
 
     def loss(self, batch, generator):
         x = torch.randn(batch, 32, generator=generator)
         loss = (self.model(x) - x @ self.target).square().mean()
         self.seen.append(loss.item())
-        return loss * (float("nan") if len(self.seen) > self.broken_at else 1.0), {}
+        return loss * (float("nan") if len(self.seen) - 1 in self.broken else 1.0), {}
 
-    def preview(self, model):
-        return None
+    def let_go(self):
+        self.let_go_at.append(len(self.seen) - 1)
 
 
 def run(out: Path, steps: int, total: int = 40) -> list[float]:
@@ -39,8 +39,6 @@ def run(out: Path, steps: int, total: int = 40) -> list[float]:
 
     def loss(batch, generator):
         if len(stage.seen) == steps - 1:
-            import signal
-
             signal.raise_signal(signal.SIGTERM)
         return original(batch, generator)
 
@@ -85,11 +83,60 @@ def test_a_run_of_the_first_version_is_resumed(tmp_path):
     assert len(stage.seen) == 1 and torch.equal(stage.carried, torch.arange(3))
 
 
-def test_a_loss_that_is_no_number_stops_the_run_before_it_spoils_the_weights(tmp_path):
-    stage = Regression(broken_at=3)
-    with pytest.raises(FloatingPointError, match="step 3"):
+def test_a_step_that_is_not_finite_is_skipped(tmp_path, capsys):
+    stage = Regression(broken=[3])
+    train(stage, LoopConfig(steps=10, batch=8, preview=0), tmp_path)
+    assert len(stage.seen) == 10 and stage.let_go_at == [3]
+    assert all(p.isfinite().all() for p in stage.model.parameters())
+    assert "step 3 was skipped" in capsys.readouterr().err
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert (saved["step"], saved["skipped"], saved["retreats"]) == (10, 1, 0)
+
+
+def test_two_in_a_row_go_back_to_the_checkpoint_with_other_data_at_half_the_rates(tmp_path, capsys):
+    run(tmp_path, 5)
+    stage = Regression(broken=[2, 3])  # steps 7 and 8
+    train(stage, LoopConfig(steps=12, batch=8, preview=0, optim=OptimConfig(lr=0.02, warmup=2)), tmp_path)
+    assert "back to step 5" in capsys.readouterr().err
+    assert len(stage.seen) == 4 + 7 and not set(stage.seen[:2]) & set(stage.seen[4:6])
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert (saved["step"], saved["skipped"], saved["retreats"]) == (12, 2, 1)
+
+
+def test_a_run_that_went_back_and_is_stopped_goes_on_bit_for_bit(tmp_path):
+    config = LoopConfig(steps=12, batch=8, preview=0, save_minutes=0, optim=OptimConfig(lr=0.02, warmup=2))
+    whole = Regression(broken=[2, 3])
+    train(whole, config, tmp_path / "whole")
+    first, rest = Regression(broken=[2, 3]), Regression()
+    original = first.loss
+
+    def loss(batch, generator):
+        if len(first.seen) == 6:
+            signal.raise_signal(signal.SIGTERM)
+        return original(batch, generator)
+
+    first.loss = loss
+    with pytest.raises(SystemExit):
+        train(first, config, tmp_path / "parts")
+    train(rest, config, tmp_path / "parts")
+    assert first.seen + rest.seen == whole.seen
+
+
+def test_a_run_that_cannot_go_on_stops_before_it_spoils_the_weights(tmp_path):
+    stage = Regression(broken=range(3, 100))
+    with pytest.raises(FloatingPointError, match=f"going back {RETREATS} times.*--lr"):
         train(stage, LoopConfig(steps=10, batch=8, preview=0), tmp_path / "nan")
     assert all(p.isfinite().all() for p in stage.model.parameters())
+
+
+def test_hours_end_a_run_with_fallen_rates_and_minutes_only_this_process(tmp_path):
+    stage = Regression()
+    train(stage, LoopConfig(steps=10**9, hours=1 / 3600, batch=8, preview=0), tmp_path / "hours")
+    saved = torch.load(tmp_path / "hours" / "checkpoint.pt", weights_only=True)
+    assert saved["seconds"] >= 1 and saved["step"] == len(stage.seen) < 10**6
+    assert saved["optimiser"][0]["param_groups"][0]["lr"] < 0.2 * saved["optimiser"][0]["param_groups"][0]["peak"]
+    with pytest.raises(SystemExit, match="the same command resumes"):
+        train(Regression(), LoopConfig(steps=10**9, minutes=1e-9, batch=8, preview=0), tmp_path / "minutes")
 
 
 def test_a_missing_run_says_what_to_run_first(tmp_path):
@@ -114,5 +161,5 @@ def test_every_parameter_has_one_optimiser():
 
 def test_schedule_rises_stays_and_falls():
     config = OptimConfig(warmup=10, decay=0.5)
-    shares = [schedule(step, 100, config) for step in range(101)]
+    shares = [schedule(step, step / 100, config) for step in range(101)]
     assert shares[0] == pytest.approx(0.1) and shares[30] == 1.0 and shares[75] == pytest.approx(0.5) and shares[100] == 0.0
