@@ -10,7 +10,7 @@ from tqdm import tqdm
 from sana_wm_env import cli
 from sana_wm_env.camera import step_twists, twist_path
 from sana_wm_env.evaluation import follow
-from sana_wm_env.evaluation.fidelity import Plan, plan
+from sana_wm_env.evaluation.episodes import Episodes, draw_episodes
 from sana_wm_env.evaluation.poses import ALIGNMENTS
 from sana_wm_env.rooms import default_intrinsics
 from sana_wm_env.rooms.paths import sample_starts, twist_paths
@@ -45,13 +45,13 @@ class Oracle:
 
 
 @pytest.fixture(scope="module")
-def episodes() -> Plan:
+def episodes() -> Episodes:
     """Three rooms; each camera walks, turns and rises a little: of the walks that training draws some stand still."""
-    drawn = plan(episodes=3, chunks=1, seed=40)
+    drawn = draw_episodes(count=3, chunks=1, seed=40)
     twists = torch.tensor([[0.1, 0, 0.4, 0, 0.2, 0], [-0.2, -0.1, 0.2, 0.05, -0.2, 0], [0.3, 0, -0.1, 0, -0.1, 0.05]])[:, None]
     origin = torch.eye(4, dtype=torch.float64).expand(3, 4, 4)
     drives = {"world": twist_paths(origin, twists)[:, 1:].unflatten(1, (1, -1))}
-    return Plan(drawn.seeds, drawn.scenes, twist_paths(drawn.path[:, 0], twists), drives)
+    return Episodes(drawn.seeds, drawn.scenes, twist_paths(drawn.path[:, 0], twists), drives)
 
 
 def watched(world, episodes) -> follow.Followed:
