@@ -123,12 +123,15 @@ def test_the_command_measures_the_bundled_world(tmp_path, capsys):
     reports = [(tmp_path / name / "follow.json").read_bytes() for name in ("a", "b")]
     assert reports[0] == reports[1]
     report = json.loads(reports[0])
-    assert list(report["errors"]) == list(ALIGNMENTS) and list(report["errors"]["none"]) == ["1"]
-    cells = report["errors"]["none"]["1"]["rot_err_deg"]
-    assert set(cells["conditions"]) == set(follow.CONDITIONS) and len(cells["world_per_seed"]) == 2
-    assert cells["conditions"]["truth"]["mean"] < cells["conditions"]["world"]["mean"]
     page = (tmp_path / "a" / "follow.md").read_text()
-    assert "weights_sha256" in page and "follow-errors.png" in page
-    assert (tmp_path / "a" / "follow-frames.png").stat().st_size > 1000
+    assert "weights_sha256" in page
+    for rooms in ("home", "held-out"):
+        errors = report[rooms]["errors"]
+        assert list(errors) == list(ALIGNMENTS) and list(errors["none"]) == ["1"]
+        cells = errors["none"]["1"]["rot_err_deg"]
+        assert set(cells["conditions"]) == set(follow.CONDITIONS) and len(cells["world_per_seed"]) == 2
+        assert cells["conditions"]["truth"]["mean"] < cells["conditions"]["world"]["mean"]
+        assert f"follow-{rooms}-errors.png" in page
+        assert (tmp_path / "a" / f"follow-{rooms}-frames.png").stat().st_size > 1000
     assert "truth, by frames" in capsys.readouterr().out
     assert cli.main(["evaluate", "follow", "--episodes", "1", "--seeds", "1", "--json", f"{tmp_path}/c.json"]) == 2
