@@ -44,7 +44,9 @@ from .tracking import GAP, track
 
 HORIZONS = (1, 10, 40)
 CONTROLS = ("shuffled", "reversed", "mirrored", "still")
-CONDITIONS = ("world", "truth", *CONTROLS, "world, by frames", "truth, by frames")
+BY_FRAMES = ", by frames"
+TRACKS = ("world", "truth", "world" + BY_FRAMES, "truth" + BY_FRAMES)
+CONDITIONS = ("world", "truth", *CONTROLS, "world" + BY_FRAMES, "truth" + BY_FRAMES)
 MIRROR = np.diag([-1.0, 1.0, 1.0, 1.0])
 NAMES = {"rot_err_deg": "RotErr °", "trans_err_m": "TransErr m", "cam_mc": "CamMC"}
 BOOTSTRAPS = 2000
@@ -110,8 +112,11 @@ def controls(estimated: Array) -> dict[str, Array]:
 
 
 @torch.inference_mode()
-def watch(world: WorldModel, episodes: Episodes, batch: int, bar: tqdm) -> Followed:
-    """Imagines all episodes along their commanded paths, and estimates poses from every `GAP`-th frame of world and truth."""
+def watch(world: WorldModel, episodes: Episodes, batch: int, bar: tqdm, tracks: Sequence[str] = TRACKS) -> Followed:
+    """Imagines all episodes along their commanded paths, and estimates poses from every `GAP`-th frame.
+
+    tracks: which of `TRACKS` are estimated, "world" among them; each takes as long as the imagination.
+    """
     chunks, size = episodes.drives["world"].shape[1], world.config.image_size
     shown = [3 * (k + 1) for k in spread(chunks, SHEET_CHUNKS)]  # the last frame of these chunks
     paths: dict[str, list[Array]] = {}
@@ -128,9 +133,9 @@ def watch(world: WorldModel, episodes: Episodes, batch: int, bar: tqdm) -> Follo
             imagined.append(frames[:, GAP - 1 :: GAP])
             bar.update(len(part.seeds))
         videos["world"] = torch.cat(imagined, 1)  # (B, E, H, W, 3)
-        for name, video in videos.items():
-            for label, with_room in ((name, True), (f"{name}, by frames", False)):
-                paths.setdefault(label, []).append(track(video, part.scenes, part.path[:, 0], intrinsics, with_room))
+        for label in tracks:
+            video, with_room = videos[label.removesuffix(BY_FRAMES)], not label.endswith(BY_FRAMES)
+            paths.setdefault(label, []).append(track(video, part.scenes, part.path[:, 0], intrinsics, with_room))
         for i in range(min(len(part.seeds), SHEET_ROWS - len(tiles))):
             tiles.append([videos[name][i, e].cpu().numpy() for e in shown for name in ("truth", "world")])
     commanded = np.stack([relative_to_first(path) for path in episodes.path[:, ::GAP].cpu().numpy()])
