@@ -21,7 +21,7 @@ from sana_wm_env.model.sampler import CLIP_SHIFT, shifted_sigmas
 from sana_wm_env.model.world import WorldModel
 from sana_wm_env.rooms import default_intrinsics
 from sana_wm_env.rooms.render import render
-from sana_wm_env.train.pack import PackConfig, trained
+from sana_wm_env.train.export import ExportConfig, trained
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def worlds(config: VariantsConfig) -> Iterator[tuple[str, WorldModel]]:
         world = WorldModel.load(config.world, variant=variant)
         yield variant, world
         for stage in config.other if variant != "streaming" else ():
-            network = trained(PackConfig(settings.name, config.runs), stage)
+            network = trained(ExportConfig(settings.name, config.runs), stage)
             yield f"{variant}, weights of {stage}", WorldModel(settings, network, world.autoencoder, world.text_encoder, variant)
 
 
