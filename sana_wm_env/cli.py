@@ -153,7 +153,7 @@ def _placeholder(command: Command | Group) -> Callable[[], None]:
 def parity(files: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE...")]) -> int:
     """Run a network on golden files and compare every number.
 
-    Each file brings a tiny network, its inputs and its exact outputs (format: facts/model.md, section 14). Prints the largest absolute
+    Each file brings a tiny network, its inputs and its exact outputs (format: model/README.md section 13). Prints the largest absolute
     errors in float64 and float32; the exit code is 1 if any is above its tolerance.
 
     Args:

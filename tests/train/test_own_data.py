@@ -1,4 +1,4 @@
-"""Own and published latents: written, read back, trained on; the cameras against the conventions of facts/training.md, section 4."""
+"""Own and published latents: written, read back, trained on; the cameras against the conventions of train/README.md."""
 
 import json
 from dataclasses import replace
