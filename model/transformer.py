@@ -59,6 +59,9 @@ class Transformer(nn.Module):
         self.compute_dtype = compute_dtype
         sizes = self.config.width, self.config.head_dim, self.config.ffn_width
         ops = PLAIN if plain else select_operations(*sizes, self.pos_embed.device, self.dtype)
+        if not self.training:
+            for block in self.blocks:
+                block.mlp.t_conv.to(memory_format=torch.channels_last)  # as the feed-forward multiplies with it, where it is not packed
         for module in self.modules():
             if hasattr(module, "ops"):
                 module.ops = ops
