@@ -11,8 +11,8 @@ import gymnasium as gym
 
 import sana_wm_env  # noqa: F401  # registers the environments
 from sana_wm_env.base import CameraEnv
+from sana_wm_env.env import SanaWMEnv
 from sana_wm_env.model.world import WorldModel
-from sana_wm_env.session import SessionEnv
 from sana_wm_env.tasks import Task
 
 from .agent import Agent
@@ -106,12 +106,12 @@ class AgentConfig:
     def imagination(self, env: CameraEnv, place: EnvConfig, world: WorldModel | None = None) -> Imagination:
         """Where a planner plans."""
         if self.plan_in == "truth":
-            if isinstance(env, SessionEnv):
+            if isinstance(env, SanaWMEnv):
                 raise ValueError(
                     f"got --plan-in truth in {place.env}, which imagines: it is its own truth; wanted --plan-in model, or an environment "
                     "of exact rooms such as SanaWM-RoomsGoal-v0"
                 )
             return TrueImagination()
-        if isinstance(env, SessionEnv):
+        if isinstance(env, SanaWMEnv):
             return OwnImagination()
         return AnchoredImagination(world or WorldModel.load(place.world, place.device), self.anchor_every)

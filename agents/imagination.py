@@ -17,17 +17,18 @@ from scipy.spatial.transform import RigidTransform
 
 from sana_wm_env.base import CameraEnv
 from sana_wm_env.camera import compose, step_twists, twist_path
+from sana_wm_env.env import SanaWMEnv
+from sana_wm_env.imagine import NOT_DECODED, Decode, Imagined, imagine
 from sana_wm_env.model.world import WorldModel, WorldState
 from sana_wm_env.observations import Frames
 from sana_wm_env.rooms.env import RoomsEnv
-from sana_wm_env.rooms.room import stop_at_walls
-from sana_wm_env.session import NOT_DECODED, Decode, Imagined, SessionEnv, check_sequences, imagine_from, wished_paths
+from sana_wm_env.rooms.room import Room, stop_at_walls
 
 from .agent import newest_image
 
 
 class Imagination(ABC):
-    """Told once per chunk how things are, asked any number of times what would come of something."""
+    """Observes the episode once per chunk; answers any number of what-if questions in between."""
 
     def reset(self, seed: int | None = None) -> None:  # noqa: B027  # most keep nothing
         """Forgets the last episode; noise of the next one follows from `seed`."""
@@ -37,7 +38,7 @@ class Imagination(ABC):
 
     @abstractmethod
     def __call__(self, env: CameraEnv, actions: Any, decode: Decode) -> Imagined:
-        """What comes of sequences of actions (N, K, action size) from here, as `SessionEnv.imagine` says it."""
+        """What comes of sequences of actions (N, K, action size) from here, as `SanaWMEnv.imagine` says it."""
 
     def model(self, env: CameraEnv) -> WorldModel | None:
         """The world model, or None where there is none."""
@@ -80,10 +81,10 @@ class AnchoredImagination(Imagination):
     def follow(self, observation: Any, env: CameraEnv) -> None:
         """Anchors in the true frame, or imagines the way from where the camera was to where it is, at constant velocity."""
         if self._state is None or self._chunks == self.every:
-            episode = env._running()
+            episode = env.episode
             image = torch.from_numpy(newest_image(observation))[None]
             intrinsics = torch.from_numpy(episode.intrinsics_px)[None]
-            prompt = getattr(episode.state, "caption", "")  # a room has one
+            prompt = episode.state.caption if isinstance(episode.state, Room) else ""
             self._state = self.world.start(image, intrinsics, [prompt], [self._noise])
             self._noise.manual_seed(int(torch.randint(2**63 - 1, (), generator=self._noise)))  # `start` reads it and leaves it
             self._anchor, self._chunks = env.c2w, 0
@@ -97,7 +98,7 @@ class AnchoredImagination(Imagination):
         """What the model expects; it does not know of walls, so poses and rewards by pose are those of free space."""
         if self._state is None:
             raise ValueError("got no true frame yet; call follow(observation, env) first")
-        return imagine_from(env, self.world, self._state, actions, decode=decode, origin=self._anchor)
+        return imagine(env.rules, env.episode, self.world, self._state, actions, decode=decode, origin=self._anchor)
 
     def model(self, env: CameraEnv) -> WorldModel:
         """The one that was given."""
@@ -114,20 +115,20 @@ class TrueImagination(Imagination):
         """As the environment would go on. ValueError where latents are wanted."""
         if decode == "latents" and not env.task.uses_frames:
             raise ValueError('got a wish for latents; the truth has frames: wanted the objective "frames" or "reward"')
-        actions = check_sequences(env, actions)
+        actions = env.rules.check_sequences(actions)
         rendered = decode in ("last", "frames") or env.task.uses_frames
-        candidates, ended = [env._running()] * len(actions), np.zeros(len(actions), np.bool_)
+        candidates, ended = [env.episode] * len(actions), np.zeros(len(actions), np.bool_)
         shown: list[list[Frames]] = [[] for _ in actions]
         poses = np.empty((*actions.shape[:2], 24, 4, 4))
         rewards, terminated = np.zeros(actions.shape[:2]), np.zeros(actions.shape[:2], np.bool_)
         for k in range(actions.shape[1]):
-            for i, wish in enumerate(wished_paths(env, candidates, actions[:, k])):
+            for i, wish in enumerate(env.rules.wish_each(np.stack([one.c2w for one in candidates]), actions[:, k])):
                 if rendered or not isinstance(env, RoomsEnv):
-                    frames, path, state = env._advance(candidates[i], wish)
+                    frames, path, state = env.advance(candidates[i], wish)
                 else:
                     state = candidates[i].state
                     frames, path = NOT_DECODED, stop_at_walls(state, candidates[i].c2w, wish)
-                step = env._judge(candidates[i], actions[i, k], frames, path, state)
+                step = env.rules.judge(candidates[i], actions[i, k], frames, path, state)
                 candidates[i], poses[i, k] = step.episode, path
                 if rendered:
                     shown[i].append(frames if decode == "frames" else frames[-1].copy())
@@ -138,8 +139,8 @@ class TrueImagination(Imagination):
         return Imagined(None, pictures if decode in ("last", "frames") else None, poses, rewards, terminated)
 
 
-def _session(env: CameraEnv) -> SessionEnv:
-    if not isinstance(env, SessionEnv):
+def _session(env: CameraEnv) -> SanaWMEnv:
+    if not isinstance(env, SanaWMEnv):
         raise ValueError(
             f"got {type(env).__name__}, which imagines nothing; wanted SanaWM-v0 or its tasks, or a planner with an imagination beside it: "
             "AnchoredImagination(world) or TrueImagination()"

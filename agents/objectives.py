@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from sana_wm_env.base import CameraEnv
+from sana_wm_env.imagine import Decode, Imagined
 from sana_wm_env.observations import Frames
-from sana_wm_env.session import Decode, Imagined
 
 from .agent import entry, newest_image
 from .imagination import Imagination

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from gymnasium.envs.registration import register
 
+from . import _moved  # noqa: F401  # old names of modules go on working
+
 if TYPE_CHECKING:
     from sana_wm_env.model.state import WorldState
     from sana_wm_env.model.world import WorldModel
 
-    from .env import SanaWMEnv
+    from .env import SanaWMEnv, restore
     from .keys import keys_to_path
     from .recorder import RecordChunks
     from .rooms.env import RoomsEnv
-    from .session import restore
     from .tasks import Task
     from .vector import SanaWMVectorEnv
     from .wrappers import ChunkToChannels, DiscreteKeys, LastFrame, PoseObservation
@@ -60,7 +61,7 @@ _HOME = {
     "WorldModel": "model.world",
     "WorldState": "model.state",
     "keys_to_path": "keys",
-    "restore": "session",
+    "restore": "env",
 }
 
 

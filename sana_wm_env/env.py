@@ -1,24 +1,32 @@
-"""`SanaWM-v0`: one imagined world. Read next: `model/world.py`, which imagines it."""
+"""`SanaWM-v0`: one imagined world. Read next: `episode.py`, the rules of a step, and `model/world.py`, which imagines it."""
 
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 
 from sana_wm_env.model.checkpoint import check_variant, load_config, resolve_world
 from sana_wm_env.model.image import fit_image, read_image
 from sana_wm_env.model.world import WorldModel, WorldState
 
-from .base import Frames, Seeds
-from .camera import Array, intrinsics_of_image
+from .base import CameraEnv
+from .camera import CHUNK_FRAMES, Array, intrinsics_of_image
+from .episode import Episode, Seeds
+from .imagine import Decode, Imagined, imagine, with_own_noise
+from .observations import Frames, Observation
 from .rooms import default_intrinsics
 from .rooms.room import check_room_option, choose_room, look, stands_clear
-from .session import SessionEnv
 from .tasks import Moment, Task
+
+if TYPE_CHECKING:
+    from .vector import SanaWMVectorEnv
 
 DTYPES = (None, "float32", "bfloat16")
 
@@ -38,7 +46,7 @@ class Wish(NamedTuple):
     prompt: str | None
 
 
-class SanaWMEnv(SessionEnv, gym.utils.EzPickle):
+class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
     """A world that a video model imagines while you move a camera through it.
 
     ## Description
@@ -188,6 +196,7 @@ class SanaWMEnv(SessionEnv, gym.utils.EzPickle):
         self.model_folder, self.device, self.offload, self.dtype = resolve_world(world), device, offload, dtype
         config = load_config(self.model_folder)
         check_variant(config, "streaming")
+        self._weights = Weights(self._load)
         super().__init__(
             world=config.name,
             image_size=config.image_size,
@@ -200,9 +209,112 @@ class SanaWMEnv(SessionEnv, gym.utils.EzPickle):
             reward_fn=reward_fn,
         )
 
-    @cached_property
+    # ---- an episode
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+        """Starts an episode. See the class for the options and for what is returned.
+
+        Raises:
+            ValueError: an unknown option or a bad value; the running episode and the random generator stay as they were.
+        """
+        prepared = self.check_options(options)
+        return self.begin(prepared, seed)
+
+    def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Moves the camera for one chunk. See the class for what is returned.
+
+        Nothing changes before the last line, so an interrupted step leaves the episode as it was.
+
+        Raises:
+            ValueError: an action of wrong shape or range, or with NaN.
+            gymnasium.error.ResetNeeded: before the first reset.
+            gymnasium.error.ClosedEnvironmentError: after close.
+        """
+        episode = self.episode
+        c2w = self.rules.wish(episode, action)
+        frames, c2w, state = self.advance(episode, c2w)
+        return self.arrive(self.rules.judge(episode, action, frames, c2w, state))
+
+    def advance(self, episode: Episode, c2w: Array) -> tuple[Frames, Array, WorldState]:
+        """What the model imagines along c2w (24, 4, 4): frames (24, H, W, 3), the same poses, and the next state. Changes nothing."""
+        frames, state = self.model.step(episode.state, torch.from_numpy(c2w)[None])
+        return frames[0].cpu().numpy(), c2w, state
+
+    # ---- sessions as values
+
+    def save_state(self) -> WorldState:
+        """The running session as a value: go on from it with `restore_state`, keep it with `WorldState.save`.
+
+        It holds no random generator for later resets, no unread frames of `render`, and no step counter: `TimeLimit`, which
+        `gymnasium.make` adds, keeps that one; `sana_wm_env.restore(env, state)` sets it.
+        """
+        return state_of(self.episode)
+
+    def restore_state(self, state: WorldState) -> tuple[Observation, dict[str, Any]]:
+        """Goes on from a saved session. Returns what `reset` does: its newest frame fills the chunk, `n_new_frames` is 1.
+
+        Raises:
+            ValueError: more than one session, another world, or another task; the running episode stays.
+        """
+        return self.reset(options={"state": state})
+
+    def fork(self, n: int, *, independent_noise: bool = False, max_episode_steps: int | None = None) -> "SanaWMVectorEnv":
+        """Environments that go on from the present of this one, which stays as it is. Nothing is copied until they move.
+
+        Args:
+            n: branches.
+            independent_noise: by default every branch imagines with the noise that this environment would, so that they differ by their
+                actions alone; True gives each its own.
+            max_episode_steps: chunks since the reset after which a branch is truncated; None for never.
+
+        Returns:
+            A vector environment in the autoreset mode "Disabled", already running.
+        """
+        from .vector import SanaWMVectorEnv
+
+        state = self.save_state().expand(n)
+        state = with_own_noise(state) if independent_noise else state
+        vector = SanaWMVectorEnv(n, template=self, max_episode_steps=max_episode_steps, autoreset_mode="Disabled")
+        for slot, generator in zip(vector.slots, deepcopy(self.np_random).spawn(n), strict=True):
+            slot.np_random = generator
+        vector.restore_state([state[i] for i in range(n)])  # views of one session
+        return vector
+
+    def imagine(self, actions: Any, *, decode: Decode = "latents", memory_mib: float = 1024, independent_noise: bool = False) -> Imagined:
+        """What N sequences of K actions would lead to from here. This environment stays as it is, to the last bit.
+
+        Args:
+            actions: (N, K, action size), each as in `step`.
+            decode: "latents", "last", "frames" or "poses", see `sana_wm_env.imagine.imagine`.
+            memory_mib: how much memory candidates may take beside what is returned.
+            independent_noise: as in `fork`.
+
+        Raises:
+            ValueError: a bad action; the message names its place. "poses" for a task that looks at frames.
+        """
+        options: dict[str, Any] = {"decode": decode, "memory_mib": memory_mib, "independent_noise": independent_noise}
+        return imagine(self.rules, self.episode, self.model, self.episode.state, actions, **options)
+
+    # ---- pictures and weights: `render` is that of CameraEnv
+
+    @property
     def model(self) -> WorldModel:
-        """The weights, loaded at the first reset: making an environment touches no GPU, so that workers can still be forked."""
+        """The weights, loaded at the first reset: making an environment touches no GPU, so that workers can still be forked.
+
+        Set it to share those of another environment.
+        """
+        return self._weights.model
+
+    @model.setter
+    def model(self, model: WorldModel) -> None:
+        self._weights = Weights(lambda: model)
+
+    def close(self) -> None:
+        """Frees weights and episode. A second call does nothing; reset and step refuse afterwards."""
+        super().close()
+        self._weights = Weights(self._load)
+
+    def _load(self) -> WorldModel:
         if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
             raise ValueError(
                 f"got device={self.device!r}; torch {torch.__version__} sees no CUDA device: use device='cpu', or a CUDA build"
@@ -210,13 +322,23 @@ class SanaWMEnv(SessionEnv, gym.utils.EzPickle):
         dtype = None if self.dtype is None else getattr(torch, self.dtype)
         return WorldModel.load(self.model_folder, self.device, dtype, self.offload)
 
-    def close(self) -> None:
-        """Frees weights and episode. A second call does nothing; reset and step refuse afterwards."""
-        super().close()
-        self.__dict__.pop("model", None)
+    # ---- how an episode begins
 
-    def _prepare(self, options: dict[str, Any]) -> FirstFrame | Wish:
-        """The user's own first frame, or what they wish of a drawn room."""
+    def begin(self, prepared: Any, seed: int | None) -> tuple[Observation, dict[str, Any]]:
+        """The second half of `reset`. A saved session goes on without a draw from the generator."""
+        if not isinstance(prepared, Episode):
+            return super().begin(prepared, seed)
+        if seed is not None:
+            gym.Env.reset(self, seed=seed)
+        frame = prepared.state.frame[0].cpu().numpy()
+        return self.resume(prepared, np.repeat(frame[None], CHUNK_FRAMES, axis=0), np.tile(prepared.c2w, (CHUNK_FRAMES, 1, 1)))
+
+    def _prepare(self, options: dict[str, Any]) -> FirstFrame | Wish | Episode:
+        """The user's own first frame, what they wish of a drawn room, or a saved session."""
+        if options.get("state") is not None:
+            if others := sorted(options.keys() - {"state"}):
+                raise ValueError(f"got the option {others[0]!r} beside a state, which has its own; wanted one or the other")
+            return episode_of(options["state"], self.model)
         first_frames = self.model.config.first_frames  # loads the weights: what fails, fails before anything changes
         prompt, room = options.get("prompt"), check_room_option(options.get("room"))
         if prompt is not None and not isinstance(prompt, str):
@@ -256,3 +378,47 @@ class SanaWMEnv(SessionEnv, gym.utils.EzPickle):
         intrinsics = np.array(default_intrinsics(self.image_size), np.float64)
         image = look(room, np.eye(4)[None], intrinsics, self.image_size)[0]
         return FirstFrame(image, intrinsics, room.caption if wish.prompt is None else wish.prompt)
+
+
+class Weights:
+    """A world that is loaded when somebody first asks for it, once for all environments that share it."""
+
+    def __init__(self, load: Callable[[], WorldModel]):
+        self._load = load
+
+    @cached_property
+    def model(self) -> WorldModel:
+        """The world."""
+        return self._load()
+
+
+def state_of(episode: Episode) -> WorldState:
+    """The one session of an episode, its goal included."""
+    return replace(episode.state, task={key: torch.from_numpy(np.array(value)[None]) for key, value in episode.goal.items()})
+
+
+def episode_of(state: WorldState, model: WorldModel) -> Episode:
+    """The inverse of `state_of`. ValueError for a batch, and for a state of another world."""
+    if not isinstance(state, WorldState):
+        raise ValueError(f"got a {type(state).__name__}; wanted a WorldState, from save_state or WorldState.load")
+    if len(state) != 1:
+        raise ValueError(f"got a state of {len(state)} sessions; wanted one: state[i]")
+    state = model.accept(state)
+    goal = {key: value[0].cpu().numpy().copy() for key, value in state.task.items()}
+    c2w, intrinsics = state.c2w[0].cpu().numpy().copy(), state.intrinsics_px[0].cpu().numpy().copy()
+    return Episode(replace(state, task={}), c2w, intrinsics, int(state.chunk_index[0]), goal)
+
+
+def restore(env: gym.Env[Any, Any], state: WorldState) -> tuple[Any, dict[str, Any]]:
+    """Goes on from a saved session through all wrappers: `env.reset(options={"state": state})` with the step counter set.
+
+    That counter belongs to `TimeLimit`, which `gymnasium.make` adds, and not to the session: a reset alone sets it to 0, and
+    `env.unwrapped.restore_state` leaves it. Here it becomes `info["chunk_index"]`.
+    """
+    obs, info = env.reset(options={"state": state})
+    layer = env
+    while isinstance(layer, gym.Wrapper):
+        if isinstance(layer, TimeLimit):
+            layer._elapsed_steps = info["chunk_index"]
+        layer = layer.env
+    return obs, info

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sana_wm_env.model.world import WorldState
 
 from .env import SanaWMEnv
-from .session import SessionEnv
+from .episode import Episode
 
 Flags = NDArray[np.bool_]
 
@@ -44,7 +44,7 @@ class SanaWMVectorEnv(VectorEnv[Any, Any, Any]):
         *,
         max_episode_steps: int | None = None,
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
-        template: SessionEnv | None = None,
+        template: SanaWMEnv | None = None,
         **kwargs: Any,
     ):
         if num_envs < 1:
@@ -54,7 +54,7 @@ class SanaWMVectorEnv(VectorEnv[Any, Any, Any]):
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         template = SanaWMEnv(**kwargs) if template is None else template
         self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
-        self.slots: list[SessionEnv] = [template._sibling() for _ in range(num_envs)]
+        self.slots = [template.twin() for _ in range(num_envs)]
         self.metadata = {**template.metadata, "autoreset_mode": self.autoreset_mode}  # type: ignore[misc]
         self.render_mode = template.render_mode
         self.single_observation_space, self.single_action_space = template.observation_space, template.action_space
@@ -89,18 +89,16 @@ class SanaWMVectorEnv(VectorEnv[Any, Any, Any]):
         seeds = self._seeds(seed)
         if len(own) != self.num_envs:
             raise ValueError(f"got options['per_slot'] for {len(own)} slots; wanted {self.num_envs}")
-        for slot in self.slots[1:]:
-            slot.model = self.slots[0].model
-        prepared = {i: _of_slot(i, self.slots[i]._checked, shared | dict(own[i] or {})) for i in chosen}
+        prepared = {i: _of_slot(i, self.slots[i].check_options, shared | dict(own[i] or {})) for i in chosen}
         infos: dict[str, Any] = {}
         for i in chosen:
-            self._shown[i], info = self.slots[i]._begin(prepared[i], seeds[i])
+            self._shown[i], info = self.slots[i].begin(prepared[i], seeds[i])
             infos = self._add_info(infos, info, i)
             self._elapsed[i], self._ended[i] = info["chunk_index"], False  # more than 0 for a restored session
         return self._observations(), infos
 
     def step(self, actions: Any) -> tuple[Any, NDArray[np.float64], Flags, Flags, dict[str, Any]]:
-        """Moves every slot for one chunk; what happens to slots whose episode has ended says `autoreset_mode`.
+        """Moves every slot for one chunk; `autoreset_mode` decides what happens to ended slots.
 
         Raises:
             ValueError: a bad action; the message names its slot, and no slot has moved.
@@ -113,19 +111,19 @@ class SanaWMVectorEnv(VectorEnv[Any, Any, Any]):
             raise gym.error.ResetNeeded(f"the episodes of the slots {ended} have ended; call reset(options={{'reset_mask': mask}}) first")
         over = self._ended if self.autoreset_mode is AutoresetMode.NEXT_STEP else np.zeros(self.num_envs, np.bool_)
         moving = np.flatnonzero(~over).tolist()
-        episodes = {i: self.slots[i]._running() for i in moving}
-        paths = [_of_slot(i, self.slots[i]._wish, episodes[i], actions[i]) for i in moving]
+        episodes = {i: _of_slot(i, _running, self.slots[i]) for i in moving}
+        paths = [_of_slot(i, self.slots[i].rules.wish, episodes[i], actions[i]) for i in moving]
         states = [episodes[i].state for i in moving]
         advanced = self.slots[0].model.step_each(states, [torch.from_numpy(path) for path in paths]) if moving else []
         steps = {
-            i: self.slots[i]._judge(episodes[i], actions[i], frames.cpu().numpy(), path, state)
+            i: self.slots[i].rules.judge(episodes[i], actions[i], frames.cpu().numpy(), path, state)
             for i, path, (frames, state) in zip(moving, paths, advanced, strict=True)
         }
         rewards, terminated, truncated = np.zeros(self.num_envs), np.zeros(self.num_envs, np.bool_), np.zeros(self.num_envs, np.bool_)
         infos: dict[str, Any] = {}
         for i, slot in enumerate(self.slots):
             if i in steps:
-                self._shown[i], rewards[i], terminated[i], truncated[i], info = slot._arrive(steps[i])
+                self._shown[i], rewards[i], terminated[i], truncated[i], info = slot.arrive(steps[i])
                 self._elapsed[i] += 1
                 truncated[i] |= self.max_episode_steps is not None and self._elapsed[i] >= self.max_episode_steps
                 if self.autoreset_mode is AutoresetMode.SAME_STEP and (terminated[i] or truncated[i]):
@@ -202,7 +200,7 @@ class SanaWMVectorEnv(VectorEnv[Any, Any, Any]):
     def _observations(self) -> Any:
         """All newest observations in fresh arrays."""
         for i, slot in enumerate(self.slots):
-            _of_slot(i, slot._running)
+            _of_slot(i, _running, slot)
         return concatenate(self.single_observation_space, self._shown, create_empty_array(self.single_observation_space, self.num_envs))
 
     def _chosen(self, mask: Any) -> list[int]:
@@ -221,6 +219,10 @@ class SanaWMVectorEnv(VectorEnv[Any, Any, Any]):
         if len(seeds) != self.num_envs or any(one is not None and not (isinstance(one, int | np.integer) and one >= 0) for one in seeds):
             raise ValueError(f"got seed={seed!r}; wanted None, a whole number from 0, or one for each of the {self.num_envs} slots")
         return [None if one is None else int(one) for one in seeds]
+
+
+def _running(slot: SanaWMEnv) -> Episode:
+    return slot.episode
 
 
 def _of_slot(i: int, call: Callable[..., Any], *args: Any) -> Any:

@@ -60,6 +60,16 @@ def test_public_names(name):
     assert getattr(sana_wm_env, name).__name__ == name and name in dir(sana_wm_env)
 
 
+def test_old_names_of_modules_still_work(tmp_path):
+    code = "import warnings; warnings.simplefilter('error', ImportWarning); warnings.simplefilter('always', DeprecationWarning); "
+    code += "from sana_wm_env._moved import MOVED; from importlib import import_module as load; "
+    code += "print(all(load('sana_wm_env.' + old) is load('sana_wm_env.' + new) for old, new in MOVED.items()))"
+    assert run(code, tmp_path) == "True"
+    with pytest.warns(DeprecationWarning, match=r"sana_wm_env\.session is now sana_wm_env\.env"):
+        from sana_wm_env.session import Imagined, restore
+    assert restore is sana_wm_env.restore and Imagined.__module__ == "sana_wm_env.imagine"
+
+
 def test_unknown_name():
     with pytest.raises(AttributeError, match="SanaWMEnv"):
         sana_wm_env.nonsense  # noqa: B018  # reading it is the test

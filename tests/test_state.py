@@ -117,16 +117,16 @@ def test_a_state_that_does_not_fit_leaves_the_environment_as_it_was(env, tmp_pat
     for bad, cause in ((state.expand(2), "2 sessions"), (broken, "PosixPath; wanted a WorldState")):
         with pytest.raises(ValueError, match=cause):
             env.unwrapped.restore_state(bad)
-    goal = env.unwrapped._sibling()
-    goal.task = make_task("goal")
+    goal = env.unwrapped.twin()
+    goal.rules = replace(goal.rules, task=make_task("goal"))
     with pytest.raises(ValueError, match="keeps nothing; this one needs 'goal_c2w'"):
         goal.restore_state(state)
     assert same(play(env, ACTIONS[2:3]), wanted)
 
 
 def test_a_goal_travels_with_the_session(env):
-    goal = env.unwrapped._sibling()
-    goal.task = make_task("goal")
+    goal = env.unwrapped.twin()
+    goal.rules = replace(goal.rules, task=make_task("goal"))
     goal.reset(seed=2)
     state = goal.save_state()
     wanted = goal.step(ACTIONS[0])
@@ -183,7 +183,7 @@ class Brightness(Task):
 
 
 def test_imagine_is_what_stepping_gives(env, monkeypatch):
-    monkeypatch.setattr(env.unwrapped, "task", Brightness())
+    monkeypatch.setattr(env.unwrapped, "rules", replace(env.unwrapped.rules, task=Brightness()))
     before = fingerprint(env.unwrapped.save_state())
     sequences = ACTIONS[2:8].reshape(2, 3, 6)
     imagined = env.unwrapped.imagine(sequences, decode="frames", memory_mib=0.001)  # batches of one
@@ -211,7 +211,7 @@ def test_poses_alone_do_without_the_network(env, monkeypatch):
         def judge(self, goal, moment):
             return Verdict(float(moment.c2w[-1, 2, 3]), moment.chunk_index == 4)
 
-    monkeypatch.setattr(env.unwrapped, "task", Further())
+    monkeypatch.setattr(env.unwrapped, "rules", replace(env.unwrapped.rules, task=Further()))
     sequences = ACTIONS[2:8].reshape(2, 3, 6)
     imagined = env.unwrapped.imagine(sequences)
     monkeypatch.setattr(env.unwrapped.model, "generate_latents", None)
@@ -219,7 +219,7 @@ def test_poses_alone_do_without_the_network(env, monkeypatch):
     assert walked.latents is walked.frames is None
     for one, two in zip(imagined[2:], walked[2:], strict=True):
         np.testing.assert_array_equal(one, two)
-    monkeypatch.setattr(env.unwrapped, "task", Brightness())
+    monkeypatch.setattr(env.unwrapped, "rules", replace(env.unwrapped.rules, task=Brightness()))
     with pytest.raises(ValueError, match="decode='poses' for Brightness, which looks at frames"):
         env.unwrapped.imagine(sequences, decode="poses")
 
@@ -245,7 +245,7 @@ def test_a_shift_of_time_in_mid_session_changes_nothing_that_is_seen(env):
     """Also beyond frame 1024, where the table of the published model ends."""
     unwrapped = env.unwrapped
     state = unwrapped.save_state()
-    path = torch.from_numpy(unwrapped._wish(unwrapped._running(), ACTIONS[2]))[None]
+    path = torch.from_numpy(unwrapped.rules.wish(unwrapped.episode, ACTIONS[2]))[None]
     plain, _ = unwrapped.model.generate_latents(state, path)
     shifted, after = unwrapped.model.generate_latents(replace(state, transformer=shift_time(state.transformer, -5000)), path)
     assert after.transformer.next_frame.item() == 5000 + 10

@@ -33,7 +33,7 @@ def make(name: str, **arguments) -> gym.Env:
 
 
 def goal_of(env: gym.Env) -> Goal:
-    return env.unwrapped._episode.goal  # what the agent does not see
+    return env.unwrapped.episode.goal  # what the agent does not see
 
 
 def opening(seed: int, is_clear: Callable | None = None, metres: float = 0.6, radians: float = 0.3) -> Opening:

@@ -7,8 +7,10 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from ..base import CameraEnv, Episode, Frames, Seeds
+from ..base import CameraEnv
 from ..camera import Array, check_intrinsics
+from ..episode import Episode, Seeds
+from ..observations import Frames
 from ..tasks import Moment, Task
 from . import default_intrinsics
 from .paths import MAX_ROTATION_RAD, MAX_TRANSLATION_M
@@ -144,7 +146,8 @@ class RoomsEnv(CameraEnv, gym.utils.EzPickle):
         room, intrinsics = self._room(prepared, seeds), prepared.intrinsics_px
         return look(room, np.eye(4)[None], intrinsics, self.image_size)[0], intrinsics, room
 
-    def _advance(self, episode: Episode, c2w: Array) -> tuple[Frames, Array, Room]:
+    def advance(self, episode: Episode, c2w: Array) -> tuple[Frames, Array, Room]:
+        """Exact frames along c2w (24, 4, 4) as far as walls allow, the poses they really have, and the room. Changes nothing."""
         room: Room = episode.state
         c2w = stop_at_walls(room, episode.c2w, c2w)
         return look(room, c2w, episode.intrinsics_px, self.image_size), c2w, room

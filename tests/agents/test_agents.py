@@ -23,9 +23,9 @@ def free_path(agent, env, chunks):
     observation, _ = env.reset(seed=0)
     agent.reset(0)
     for _ in range(chunks):
-        episode = inner._running()
-        path.append(inner._wish(episode, agent.act(observation, inner)))
-        inner._episode = inner._judge(episode, np.zeros(6), np.zeros((24, 16, 16, 3), np.uint8), path[-1], episode.state).episode
+        episode, frames = inner.episode, np.zeros((24, 16, 16, 3), np.uint8)
+        path.append(inner.rules.wish(episode, agent.act(observation, inner)))
+        inner.arrive(inner.rules.judge(episode, np.zeros(6), frames, path[-1], episode.state))
     return np.concatenate(path)
 
 

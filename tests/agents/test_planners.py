@@ -12,7 +12,7 @@ from sana_wm_env.agents.mppi import MPPIAgent
 from sana_wm_env.agents.objectives import GoalImageObjective, RewardObjective, make_objective, picture_distance
 from sana_wm_env.agents.planner import PlannerConfig
 from sana_wm_env.agents.redness import RednessTask
-from sana_wm_env.session import Imagined
+from sana_wm_env.imagine import Imagined
 
 SMALL = PlannerConfig(candidates=32, iterations=3)
 BOTH = pytest.mark.parametrize("planner", [CEMAgent, MPPIAgent])
@@ -72,12 +72,12 @@ def test_plans_arrive_as_imagined(planner):
 def test_planning_repeats_with_the_seed_and_leaves_the_episode_alone():
     env, plans = rooms(), []
     observation, _ = env.reset(seed=3)
-    before = env.unwrapped._running()
+    before = env.unwrapped.episode
     for seed in (1, 1, 2):
         agent = CEMAgent(SMALL, "reward", TrueImagination())
         agent.reset(seed)
         plans.append(agent.plan(observation, env.unwrapped).actions)
-    assert env.unwrapped._running() is before
+    assert env.unwrapped.episode is before
     np.testing.assert_array_equal(plans[0], plans[1])
     assert plans[0].shape != plans[2].shape or (plans[0] != plans[2]).any()
 
@@ -161,7 +161,7 @@ def test_a_plan_by_pictures_stops_where_the_goal_is_seen():
 def test_the_way_to_the_goal_is_worth_most_by_pictures_and_by_latents(world):
     """The hidden path shows the goal image; its mirror image and a way back do not."""
     env, observation = world
-    walk = np.float32(env._episode.goal["twists"][:3] / np.repeat([0.6, 0.3], 3))
+    walk = np.float32(env.episode.goal["twists"][:3] / np.repeat([0.6, 0.3], 3))
     imagination = OwnImagination()
     imagined = imagination(env, np.stack([walk, -walk]), "last")
     for space in ("frames", "latents"):
@@ -187,10 +187,11 @@ def test_truth_is_what_steps_give():
     env = rooms()
     env.reset(seed=3)
     actions = np.random.default_rng(0).uniform(-1, 1, (2, 3, 6)).astype(np.float32)
-    before, foreseen = env.unwrapped._running(), TrueImagination()(env.unwrapped, actions, "frames")
+    before, foreseen = env.unwrapped.episode, TrueImagination()(env.unwrapped, actions, "frames")
     walked = TrueImagination()(env.unwrapped, actions, "poses")
     for row, sequence in enumerate(actions):
-        env.unwrapped._episode, over = before, False
+        env.unwrapped.resume(before, np.zeros((24, 16, 16, 3), np.uint8), np.tile(before.c2w, (24, 1, 1)))
+        over = False
         for k, action in enumerate(sequence):
             observation, reward, terminated, _, info = env.step(action)
             np.testing.assert_array_equal(foreseen.frames[row, k, -1], observation["image"])
@@ -219,7 +220,7 @@ def test_a_model_beside_the_truth_starts_from_true_frames(world):
     imagination.follow(after, env.unwrapped)  # anchors anew
     assert imagination._state.chunk_index == 0 and (imagination._anchor == env.unwrapped.c2w).all()
     poses = imagination(env.unwrapped, forward, "poses").c2w
-    np.testing.assert_allclose(poses[0, 0], env.unwrapped._wish(env.unwrapped._running(), forward[0, 0]), atol=1e-12)
+    np.testing.assert_allclose(poses[0, 0], env.unwrapped.rules.wish(env.unwrapped.episode, forward[0, 0]), atol=1e-12)
 
 
 def test_wishes_that_cannot_be_met_are_refused(world):

@@ -74,7 +74,7 @@ def stepping(precision: str, to_the_end: bool = True) -> Callable[[], Any]:
     def step() -> None:
         env.step(env.action_space.sample())
         if to_the_end:
-            env.unwrapped._episode.state.transformer  # noqa: B018  # waits for it
+            env.unwrapped.save_state().transformer  # noqa: B018  # waits for it
 
     return step
 

@@ -1,0 +1,40 @@
+"""Modules that have moved can still be imported under their old names, with a DeprecationWarning."""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+MOVED = {
+    "session": "env",
+}
+"""Old name -> new one, both inside this package."""
+
+
+class MovedModules(MetaPathFinder):
+    """Finds modules under their old names."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """A spec for an old name, None for any other."""
+        package, _, name = fullname.partition(".")
+        return ModuleSpec(fullname, _Alias(f"{package}.{MOVED[name]}")) if package == __package__ and name in MOVED else None
+
+
+class _Alias(Loader):
+    def __init__(self, new: str):
+        self.new = new
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        warnings.warn(f"{spec.name} is now {self.new}", DeprecationWarning, stacklevel=2)
+        module = import_module(self.new)
+        self.spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self.spec  # it has run already, under its new name
+
+
+sys.meta_path.append(MovedModules())
