@@ -10,6 +10,8 @@ from types import ModuleType
 
 MOVED = {
     "session": "env",
+    "model.image": "first_frame",
+    "model.intrinsics": "first_frame",
 }
 """Old name -> new one, both inside this package."""
 

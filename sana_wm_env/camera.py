@@ -266,38 +266,6 @@ def intrinsics_from_fov(size: tuple[int, int], fov_deg: float) -> Array:
     return np.array([focal, focal, width / 2, height / 2])
 
 
-def intrinsics_of_image(image: NDArray[np.uint8], intrinsics: Any = None, fov_deg: float | None = None, device: str = "cpu") -> Array:
-    """Intrinsics (fx, fy, cx, cy) in pixels of an image (H, W, 3), by what is known of its camera. Nothing is ever guessed.
-
-    Args:
-        image: uint8 (H, W, 3); only an estimator looks at more than its size.
-        intrinsics: (4,) or (3, 3) in pixels, or "moge" to have them estimated from the image on `device`.
-        fov_deg: horizontal field of view in degrees, in place of `intrinsics`.
-        device: where the estimator runs.
-
-    Raises:
-        ValueError: neither is given, both are, or what is given makes no sense.
-        ImportError: the estimator is not installed.
-    """
-    size = (image.shape[0], image.shape[1])
-    if intrinsics is not None and fov_deg is not None:
-        raise ValueError("got intrinsics and a field of view; wanted one of them")
-    if fov_deg is not None:
-        if isinstance(fov_deg, bool) or not isinstance(fov_deg, int | float | np.number):
-            raise ValueError(f"got fov_deg of type {type(fov_deg).__name__}; wanted degrees")
-        return intrinsics_from_fov(size, float(fov_deg))
-    if intrinsics is None:
-        raise ValueError(
-            "got an image without intrinsics; wanted options['intrinsics'] = (fx, fy, cx, cy) in its pixels, or options['fov_deg'] = 65 if "
-            "that is its horizontal field of view in degrees, or options['intrinsics'] = 'moge' to have them estimated"
-        )
-    if isinstance(intrinsics, str):
-        from sana_wm_env.model.intrinsics import estimate_intrinsics
-
-        return check_intrinsics(estimate_intrinsics(image, intrinsics, device), size)
-    return check_intrinsics(intrinsics, size)
-
-
 def _numbers(values: Any, name: str) -> Array:
     try:
         numbers = np.array(values, np.float64)

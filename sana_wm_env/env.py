@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,30 +12,21 @@ from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 
 from sana_wm_env.model.checkpoint import check_variant, load_config, resolve_world
-from sana_wm_env.model.image import fit_image, read_image
 from sana_wm_env.model.world import WorldModel, WorldState
 
 from .base import CameraEnv
-from .camera import CHUNK_FRAMES, Array, intrinsics_of_image
+from .camera import CHUNK_FRAMES, Array
 from .episode import Episode, Seeds
-from .imagine import Decode, Imagined, imagine, with_own_noise
+from .first_frame import FirstFrame
+from .imagine import Decode, Imagined, episode_of, imagine, state_of, with_own_noise
 from .observations import Frames, Observation
-from .rooms import default_intrinsics
-from .rooms.room import check_room_option, choose_room, look, stands_clear
+from .rooms.room import check_room_option, choose_room, stands_clear
 from .tasks import Moment, Task
 
 if TYPE_CHECKING:
     from .vector import SanaWMVectorEnv
 
 DTYPES = (None, "float32", "bfloat16")
-
-
-class FirstFrame(NamedTuple):
-    """What an episode starts from: uint8 (H, W, 3), (4,) in its pixels, a description of the scene."""
-
-    image: Frames
-    intrinsics_px: Array
-    prompt: str
 
 
 class Wish(NamedTuple):
@@ -346,9 +336,8 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
         if options.get("image") is not None:
             if room is not None:
                 raise ValueError(f"got both an image and room={room!r}; wanted one of them")
-            image = read_image(options["image"])
-            intrinsics = intrinsics_of_image(image, options.get("intrinsics"), options.get("fov_deg"), self.device)
-            return FirstFrame(*fit_image(image, intrinsics, self.image_size), prompt or "")
+            given = options["image"], self.image_size, options.get("intrinsics"), options.get("fov_deg")
+            return FirstFrame.of_picture(*given, prompt, self.device)
         if options.get("intrinsics") is not None or options.get("fov_deg") is not None:
             raise ValueError("got intrinsics without an image; they are those of the image that options['image'] gives")
         if first_frames != "rooms":
@@ -359,7 +348,9 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
         return Wish(room, prompt)
 
     def _start(self, prepared: FirstFrame | Wish, seeds: Seeds) -> tuple[Frames, Array, WorldState]:
-        first = prepared if isinstance(prepared, FirstFrame) else self._drawn(seeds.room, prepared)
+        first = prepared
+        if isinstance(first, Wish):
+            first = FirstFrame.of_room(choose_room(seeds.room, first.room), self.image_size, first.prompt)
         state = self.model.start(
             torch.from_numpy(first.image)[None],
             torch.from_numpy(first.intrinsics_px)[None],
@@ -373,12 +364,6 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
             return np.ones(len(c2w), np.bool_)
         return stands_clear(choose_room(seeds.room, prepared.room), c2w)
 
-    def _drawn(self, draw: int, wish: Wish) -> FirstFrame:
-        room = choose_room(draw, wish.room)
-        intrinsics = np.array(default_intrinsics(self.image_size), np.float64)
-        image = look(room, np.eye(4)[None], intrinsics, self.image_size)[0]
-        return FirstFrame(image, intrinsics, room.caption if wish.prompt is None else wish.prompt)
-
 
 class Weights:
     """A world that is loaded when somebody first asks for it, once for all environments that share it."""
@@ -390,23 +375,6 @@ class Weights:
     def model(self) -> WorldModel:
         """The world."""
         return self._load()
-
-
-def state_of(episode: Episode) -> WorldState:
-    """The one session of an episode, its goal included."""
-    return replace(episode.state, task={key: torch.from_numpy(np.array(value)[None]) for key, value in episode.goal.items()})
-
-
-def episode_of(state: WorldState, model: WorldModel) -> Episode:
-    """The inverse of `state_of`. ValueError for a batch, and for a state of another world."""
-    if not isinstance(state, WorldState):
-        raise ValueError(f"got a {type(state).__name__}; wanted a WorldState, from save_state or WorldState.load")
-    if len(state) != 1:
-        raise ValueError(f"got a state of {len(state)} sessions; wanted one: state[i]")
-    state = model.accept(state)
-    goal = {key: value[0].cpu().numpy().copy() for key, value in state.task.items()}
-    c2w, intrinsics = state.c2w[0].cpu().numpy().copy(), state.intrinsics_px[0].cpu().numpy().copy()
-    return Episode(replace(state, task={}), c2w, intrinsics, int(state.chunk_index[0]), goal)
 
 
 def restore(env: gym.Env[Any, Any], state: WorldState) -> tuple[Any, dict[str, Any]]:

@@ -22,18 +22,16 @@ from sana_wm_env.model.cameras import STRIDE
 from sana_wm_env.model.checkpoint import check_variant, load_config, resolve_world
 from sana_wm_env.model.clip import ClipModel
 from sana_wm_env.model.config import Variant, WorldConfig
-from sana_wm_env.model.image import fit_image, read_image
 from sana_wm_env.model.sampler import CLIP_GUIDANCE, CLIP_SHIFT, CLIP_STEPS, STREAMING_SHIFT, shifted_sigmas
 from sana_wm_env.model.world import WorldModel, WorldState
 
 from .actions import PIECES, action_path
-from .camera import CHUNK_FRAMES, Array, compose, intrinsics_matrix, intrinsics_of_image, relative_to_first
-from .env import FirstFrame
+from .camera import CHUNK_FRAMES, Array, compose, intrinsics_matrix, relative_to_first
 from .evaluation.contact_sheet import side_by_side
 from .evaluation.metrics import psnr
+from .first_frame import FirstFrame
 from .keys import in_words, keys_to_path
 from .recorder import VideoWriter, check_video_path, enlarge, write_sidecar
-from .rooms import default_intrinsics
 from .rooms.floor_plan import draw_floor_plan
 from .rooms.room import Room, choose_room, look, stands_clear
 
@@ -252,11 +250,12 @@ def schedule_of(config: GenerateConfig, settings: WorldConfig) -> Schedule:
 def first_frame(config: GenerateConfig, settings: WorldConfig, path: Array) -> tuple[FirstFrame, Room | None]:
     """The user's picture, or a held-out room in which the path is clear; ValueError if the world has neither."""
     if config.image is not None:
-        return picture(config, settings.image_size), None
+        given = config.image, settings.image_size, config.intrinsics, config.fov_deg
+        return FirstFrame.of_picture(*given, config.prompt, config.device), None
     if settings.first_frames != "rooms":
         raise ValueError(f"got no --image; the world {settings.name!r} has no first frames of its own: wanted --image with --intrinsics")
     room = find_room(config.seed, path, config.rooms)
-    return view(room, config.prompt, settings.image_size), room
+    return FirstFrame.of_room(room, settings.image_size, config.prompt), room
 
 
 def find_room(seed: int, path: Array, rooms: Literal["home", "held-out"] = "home") -> Room:
@@ -272,20 +271,6 @@ def find_room(seed: int, path: Array, rooms: Literal["home", "held-out"] = "home
         f"the path runs into something in each of the rooms {seed} to {seed + ROOMS_TRIED - 1}: room {seed} is shown from inside its walls"
     )
     return choose_room(seed, wish)
-
-
-def view(room: Room, prompt: str | None, size: tuple[int, int]) -> FirstFrame:
-    """The room as the camera first sees it, at (height, width) pixels."""
-    intrinsics = np.array(default_intrinsics(size), np.float64)
-    return FirstFrame(look(room, np.eye(4)[None], intrinsics, size)[0], intrinsics, room.caption if prompt is None else prompt)
-
-
-def picture(config: GenerateConfig, size: tuple[int, int]) -> FirstFrame:
-    """The user's own picture, fitted to (height, width) pixels."""
-    image = read_image(config.image)
-    intrinsics = intrinsics_of_image(image, config.intrinsics, config.fov_deg, config.device)
-    fitted, intrinsics = fit_image(image, intrinsics, size)
-    return FirstFrame(fitted, intrinsics, config.prompt or "")
 
 
 class Panels:

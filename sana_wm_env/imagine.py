@@ -1,4 +1,4 @@
-"""What-ifs: where N sequences of K actions would lead, imagined from a session without touching it. Values in, values out."""
+"""Sessions as values: to and from an episode, and what-ifs, where N sequences of K actions would lead. Nothing is touched."""
 
 import itertools
 from collections.abc import Iterable
@@ -87,6 +87,23 @@ def imagine(
     parts = [_play(rules, episode, world, rows[batch], actions[batch], decode, to_session) for batch in batches]
     columns: list[Any] = [None if column[0] is None else np.concatenate(column) for column in zip(*parts, strict=True)]
     return Imagined(*columns)
+
+
+def state_of(episode: Episode) -> WorldState:
+    """The one session of an episode, its goal included."""
+    return replace(episode.state, task={key: torch.from_numpy(np.array(value)[None]) for key, value in episode.goal.items()})
+
+
+def episode_of(state: WorldState, model: WorldModel) -> Episode:
+    """The inverse of `state_of`. ValueError for a batch, and for a state of another world."""
+    if not isinstance(state, WorldState):
+        raise ValueError(f"got a {type(state).__name__}; wanted a WorldState, from save_state or WorldState.load")
+    if len(state) != 1:
+        raise ValueError(f"got a state of {len(state)} sessions; wanted one: state[i]")
+    state = model.accept(state)
+    goal = {key: value[0].cpu().numpy().copy() for key, value in state.task.items()}
+    c2w, intrinsics = state.c2w[0].cpu().numpy().copy(), state.intrinsics_px[0].cpu().numpy().copy()
+    return Episode(replace(state, task={}), c2w, intrinsics, int(state.chunk_index[0]), goal)
 
 
 def with_own_noise(state: WorldState) -> WorldState:

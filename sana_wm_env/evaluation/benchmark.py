@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sana_wm_env.model.image import fit_image
 from sana_wm_env.model.world import WorldModel
 
 from ..camera import FPS, Array
+from ..first_frame import fit_image
 from ..recorder import VideoWriter, write_sidecar
 from ..rooms.paths import CHUNK_FRAMES
 from ..rooms.render import render

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sana_wm_env.model.image import fit_image, read_image
+from sana_wm_env.first_frame import fit_image, read_image
 
 
 def test_same_size_is_unchanged_and_fresh():

@@ -5,8 +5,8 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from sana_wm_env.camera import intrinsics_from_fov, intrinsics_of_image
-from sana_wm_env.model.intrinsics import estimate_intrinsics, pixel_intrinsics
+from sana_wm_env.camera import intrinsics_from_fov
+from sana_wm_env.first_frame import estimate_intrinsics, intrinsics_of_image, pixel_intrinsics
 
 IMAGE = np.zeros((60, 100, 3), np.uint8)
 
