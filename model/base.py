@@ -17,9 +17,9 @@ from .config import Variant, WorldConfig
 from .cores import apart, run_apart
 from .fit import Need, check_fits, need
 from .kernels.select import SMALL_WIDTH, choose_dtype
+from .network.transformer import Transformer
 from .parts import AnyAutoencoder, AnyTextEncoder, open_autoencoder, open_text_encoder
 from .state import TextContext, WorldState, tensors_of
-from .transformer import Transformer
 
 
 class WorldBase:

@@ -6,7 +6,7 @@ Poses are camera-to-world matrices in OpenCV axes (+x right, +y down, +z forward
 import torch
 from torch import Tensor
 
-from .camera_branch import pixel_rays, unit
+from .network.camera_branch import pixel_rays, unit
 
 STRIDE = 8  # raw frames per latent frame
 

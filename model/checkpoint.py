@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from .config import Variant, WorldConfig
 from .hub import HUB_ID, REPOSITORIES, downloaded
+from .network.transformer import Transformer
 from .published import CONFIG as CONFIG
 from .published import NATIVE_BUFFERS, Folder, open_folder, read_config, to_diffusers
 from .published import TRANSFORMER as TRANSFORMER
-from .transformer import Transformer
 from .weights import NATIVE_ONLY, WeightFiles, diffusers_name, is_unused, load, write_whole
 from .weights import CheckpointError as CheckpointError
 

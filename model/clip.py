@@ -8,7 +8,7 @@ from torch import Tensor
 from .base import WorldBase
 from .cameras import STRIDE, camera_inputs
 from .cores import apart
-from .execution import Rule
+from .network.execution import Rule
 from .sampler import CLIP_GUIDANCE, clip_levels, sample_clip
 from .state import WorldState
 from .world import Chunk

@@ -20,8 +20,8 @@ from .config import TransformerConfig, WorldConfig
 from .hub import AUTOENCODER_PARAMETERS, GEMMA_PARAMETERS
 from .kernels.select import choose_dtype
 from .ltx2 import LTX2Autoencoder
+from .network.transformer import PLUCKER_CHANNELS, Transformer
 from .state import CameraContext, TextContext, TransformerState, tensors_of
-from .transformer import PLUCKER_CHANNELS, Transformer
 
 GB = 10**9
 # Numbers per pixel of a frame that the published LTX-2 decoder carries, and holds at most beside that for a chunk of three latents: what

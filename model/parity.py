@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .config import TransformerConfig
+from .network.transformer import Transformer
 from .sampler import euler
 from .state import BlockState, DeltaState, TransformerState
-from .transformer import Transformer
 from .weights import CheckpointError, fill
 
 COLUMNS = ("velocities", "latents", "states", "bidirectional")

@@ -10,11 +10,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .execution import Rule
-from .execution import chunk_sizes as chunk_sizes
-from .execution import chunk_spans as chunk_spans
+from .network.execution import Rule
+from .network.execution import chunk_sizes as chunk_sizes
+from .network.execution import chunk_spans as chunk_spans
+from .network.transformer import Transformer
 from .state import CameraContext, TextContext, TransformerState
-from .transformer import Transformer
 
 STREAMING_SIGMAS, STREAMING_SHIFT = (1.0, 0.960, 0.889, 0.727, 0.0), 8.0  # the list is the shift of four equal steps, rounded
 CLIP_STEPS, CLIP_SHIFT, CLIP_GUIDANCE = 60, 9.8, 5.0

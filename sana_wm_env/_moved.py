@@ -12,6 +12,15 @@ MOVED = {
     "session": "env",
     "model.image": "first_frame",
     "model.intrinsics": "first_frame",
+    "model.transformer": "model.network.transformer",
+    "model.block": "model.network.block",
+    "model.attention": "model.network.attention",
+    "model.gated_delta": "model.network.gated_delta",
+    "model.camera_branch": "model.network.camera_branch",
+    "model.feed_forward": "model.network.feed_forward",
+    "model.rope": "model.network.rope",
+    "model.execution": "model.network.execution",
+    "model.time_origin": "model.network.time_origin",
 }
 """Old name -> new one, both inside this package."""
 

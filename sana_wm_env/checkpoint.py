@@ -14,8 +14,8 @@ import tyro
 
 from sana_wm_env.model.checkpoint import UNDISTILLED, WRITTEN, CheckpointError, Target, convert, has_undistilled, load_config, resolve_world
 from sana_wm_env.model.config import PRESETS, TransformerConfig, preset
+from sana_wm_env.model.network.transformer import Transformer
 from sana_wm_env.model.published import LAYOUTS, open_folder
-from sana_wm_env.model.transformer import Transformer
 from sana_wm_env.model.weights import WeightFiles, compare, is_unused
 
 # Frobenius norms that others report of SANA-WM_bidirectional; no other checkpoint needs to have them.

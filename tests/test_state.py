@@ -11,8 +11,8 @@ import torch
 from gymnasium.wrappers import TimeLimit
 
 import sana_wm_env
+from sana_wm_env.model.network.time_origin import shift_time
 from sana_wm_env.model.state import concatenate, tensors_of
-from sana_wm_env.model.time_origin import shift_time
 from sana_wm_env.tasks import Task, Verdict, make_task
 
 ACTIONS = np.random.default_rng(0).uniform(-1, 1, (8, 6)).astype(np.float32)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import gated_delta
-from ..camera_branch import mean_growth as plain_growth
-from ..execution import Execution, Spans
+from ..network.camera_branch import mean_growth as plain_growth
+from ..network.execution import Execution, Spans
 from .library import function, span_ends
 from .norms import rows_of
 

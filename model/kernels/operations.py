@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..camera_branch import mean_growth, move
-from ..gated_delta import delta_rule, short_conv
-from ..rope import rotate
+from ..network.camera_branch import mean_growth, move
+from ..network.gated_delta import delta_rule, short_conv
+from ..network.rope import rotate
 
 
 @dataclass(frozen=True)

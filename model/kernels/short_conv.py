@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..execution import Spans
+from ..network.execution import Spans
 from .library import function, span_ends
 from .norms import rows_of
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import trange
 
 from sana_wm_env.model.config import preset
-from sana_wm_env.model.gated_delta import scan, short_conv, transitions
+from sana_wm_env.model.network.gated_delta import scan, short_conv, transitions
 
 Pair = tuple[Callable[[], Tensor], Callable[[], Tensor]]
 

@@ -24,9 +24,9 @@ from sana_wm_env.doctor import matmul_tflops
 from sana_wm_env.model.cameras import camera_inputs
 from sana_wm_env.model.config import TransformerConfig, preset
 from sana_wm_env.model.fit import session_bytes, weight_bytes
+from sana_wm_env.model.network.transformer import Transformer
 from sana_wm_env.model.sampler import STREAMING_SIGMAS, frame_timesteps
 from sana_wm_env.model.state import CameraContext, TextContext, TransformerState
-from sana_wm_env.model.transformer import Transformer
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for tiny_networks, the helpers
 
 from tiny_networks import tiny_network
 
-from sana_wm_env.model.transformer import Transformer
+from sana_wm_env.model.network.transformer import Transformer
 
 
 @pytest.fixture

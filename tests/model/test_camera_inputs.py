@@ -2,8 +2,8 @@ import pytest
 import torch
 from tiny_networks import paths
 
-from sana_wm_env.model.camera_branch import ray_matrices
 from sana_wm_env.model.cameras import camera_inputs, raw_frames_of_latents
+from sana_wm_env.model.network.camera_branch import ray_matrices
 
 IMAGE, GRID = (64, 64), (8, 8)
 PX = torch.tensor([[40.0, 48.0, 32.0, 24.0]])

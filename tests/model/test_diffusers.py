@@ -6,8 +6,8 @@ from tiny_networks import clip, tiny_config, tiny_network
 
 from sana_wm_env.model.checkpoint import convert, load_transformer, write_config, write_transformer
 from sana_wm_env.model.config import TransformerConfig, WorldConfig
+from sana_wm_env.model.network.transformer import Transformer
 from sana_wm_env.model.published import open_folder, read_config
-from sana_wm_env.model.transformer import Transformer
 
 diffusers = pytest.importorskip("diffusers", minversion="0.42.1")
 

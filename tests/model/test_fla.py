@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sana_wm_env.model.gated_delta import scan, transitions
+from sana_wm_env.model.network.gated_delta import scan, transitions
 
 pytest.importorskip("einops")
 B, H, D, VALUES = 2, 3, 16, 24

@@ -3,8 +3,8 @@ import torch
 from tiny_networks import clip, tiny_network
 from torch import Tensor
 
-from sana_wm_env.model.camera_branch import mean_growth, move, ray_matrices
-from sana_wm_env.model.gated_delta import last_frames, scan, short_conv, transitions
+from sana_wm_env.model.network.camera_branch import mean_growth, move, ray_matrices
+from sana_wm_env.model.network.gated_delta import last_frames, scan, short_conv, transitions
 
 B, T, S, H, D, C = 2, 7, 6, 2, 8, 16
 SPANS = ((0, 4), (4, 7))

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sana_wm_env.model.execution import Execution
 from sana_wm_env.model.kernels import linear
 from sana_wm_env.model.kernels.operations import PLAIN, Linear
 from sana_wm_env.model.kernels.select import select_operations
+from sana_wm_env.model.network.execution import Execution
 from sana_wm_env.native import find_compiler
 
 B, T, GRID, H, D = 2, 4, (3, 5), 2, 48

@@ -22,8 +22,8 @@ from sana_wm_env.model.checkpoint import (
 from sana_wm_env.model.clip import ClipModel
 from sana_wm_env.model.config import preset
 from sana_wm_env.model.hub import REPOSITORIES, parse_id
+from sana_wm_env.model.network.transformer import Transformer
 from sana_wm_env.model.published import LAYOUTS, NATIVE_BUFFERS, from_diffusers, open_folder, read_config, to_diffusers
-from sana_wm_env.model.transformer import Transformer
 from sana_wm_env.model.weights import WeightFiles, native_name
 from sana_wm_env.model.world import WorldModel
 

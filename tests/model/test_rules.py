@@ -5,9 +5,9 @@ import torch
 from tiny_networks import clip, tiny_network
 from torch import Tensor
 
-from sana_wm_env.model.execution import chunk_sizes, chunk_spans
+from sana_wm_env.model.network.execution import chunk_sizes, chunk_spans
+from sana_wm_env.model.network.transformer import Transformer
 from sana_wm_env.model.state import TransformerState, tensors_of
-from sana_wm_env.model.transformer import Transformer
 
 LEVEL = 727.0
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny_networks import clip, tiny_network
 
-from sana_wm_env.model.execution import Rule
+from sana_wm_env.model.network.execution import Rule
 from sana_wm_env.model.sampler import STREAMING_SIGMAS, euler, sample_chunk, sample_clip, shift, shifted_sigmas, staggered, timestep_of
 
 RULES: tuple[Rule, ...] = ("bidirectional", "chunk_causal")

@@ -6,7 +6,7 @@ import torch
 from tiny_networks import clip, tiny_config, tiny_network
 
 from sana_wm_env.model.config import PRESETS, TransformerConfig, preset
-from sana_wm_env.model.transformer import TimeEmbedding, Transformer
+from sana_wm_env.model.network.transformer import TimeEmbedding, Transformer
 
 KEYS = Path(__file__).parents[1] / "fixtures" / "checkpoint_keys.json"
 

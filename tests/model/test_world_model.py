@@ -13,10 +13,10 @@ from sana_wm_env.model.cameras import camera_inputs
 from sana_wm_env.model.checkpoint import CheckpointError, known_worlds, load_config, resolve_world, save_world
 from sana_wm_env.model.clip import ClipModel
 from sana_wm_env.model.config import VARIANTS, WorldConfig
+from sana_wm_env.model.network.transformer import Transformer
 from sana_wm_env.model.sampler import sample_clip
 from sana_wm_env.model.state import concatenate, tensors_of
 from sana_wm_env.model.text import TextEncoderConfig
-from sana_wm_env.model.transformer import Transformer
 from sana_wm_env.model.world import WorldModel
 
 AUTOENCODER = AutoencoderConfig(latent_channels=4, fine=8, coarse=8, encoder_blocks=1, decoder_blocks=1)

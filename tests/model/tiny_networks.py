@@ -5,7 +5,7 @@ from torch import Tensor
 
 from sana_wm_env.model.cameras import camera_inputs
 from sana_wm_env.model.config import TransformerConfig
-from sana_wm_env.model.transformer import Transformer
+from sana_wm_env.model.network.transformer import Transformer
 
 GRID = (2, 3)
 

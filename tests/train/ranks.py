@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from tiny_networks import clip, tiny_config
 from torch import Tensor
 
-from sana_wm_env.model.transformer import Transformer
+from sana_wm_env.model.network.transformer import Transformer
 from sana_wm_env.train.causal import CausalStage
 from sana_wm_env.train.data.latents import Window
 from sana_wm_env.train.flow import FlowConfig, FlowStage

@@ -6,8 +6,8 @@ import pytest
 import torch
 from ranks import FRAMES, divided_clips, loop_config, on_ranks, parameters_after, run_until_lost, sharded_runs, stage_on_noise
 
-from sana_wm_env.model.execution import chunk_sizes, whole_clip
-from sana_wm_env.model.gated_delta import scan, transitions
+from sana_wm_env.model.network.execution import chunk_sizes, whole_clip
+from sana_wm_env.model.network.gated_delta import scan, transitions
 from sana_wm_env.train.checkpoints import latest
 from sana_wm_env.train.loop import LoopConfig, load_average, train
 from sana_wm_env.train.parallel import ContextGroup, ParallelConfig, RankStretch, stretches

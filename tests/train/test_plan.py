@@ -7,7 +7,7 @@ import torch
 from tiny_networks import GRID, clip, tiny_config
 from torch.utils.flop_counter import FlopCounterMode
 
-from sana_wm_env.model.transformer import Transformer
+from sana_wm_env.model.network.transformer import Transformer
 from sana_wm_env.train.scale import TABLE_7, PlanConfig, forward_flops, kept_bytes, memory, row_flops, run
 
 

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..config import TransformerConfig
+from ..kernels.operations import PLAIN, Linear, RMSNorm
+from ..state import CameraContext, DeltaState, WindowEntry, WindowState
 from .camera_branch import clamp_rms
-from .config import TransformerConfig
 from .execution import Execution
 from .gated_delta import at_least_fp32, last_frames
-from .kernels.operations import PLAIN, Linear, RMSNorm
-from .state import CameraContext, DeltaState, WindowEntry, WindowState
 
 
 class SelfAttention(nn.Module):

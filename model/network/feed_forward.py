@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from .config import TransformerConfig
+from ..config import TransformerConfig
+from ..kernels.operations import PLAIN, Packed
 from .execution import Execution, Spans
-from .kernels.operations import PLAIN, Packed
 
 
 class Pointwise(Packed, nn.Module):

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..config import TransformerConfig
+from ..kernels.operations import PLAIN, Linear, Packed, RMSNorm
+from ..kernels.select import SMALL_WIDTH, select_operations
+from ..state import BlockState, CameraContext, TextContext, TransformerState
 from .block import Block
 from .camera_branch import ray_matrices
-from .config import TransformerConfig
 from .execution import Execution, Rule, Stretch, whole_clip
 from .execution import chunk_sizes as chunk_sizes
 from .execution import chunk_spans as chunk_spans
 from .feed_forward import Pointwise
-from .kernels.operations import PLAIN, Linear, Packed, RMSNorm
-from .kernels.select import SMALL_WIDTH, select_operations
 from .rope import camera_angles, rope_angles, rope_table
-from .state import BlockState, CameraContext, TextContext, TransformerState
 
 PLUCKER_CHANNELS = 48
 

@@ -4,12 +4,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..config import TransformerConfig
+from ..kernels.operations import PLAIN, Linear
+from ..state import BlockState, CameraContext, TextContext
 from .attention import CrossAttention, GatedDeltaAttention, SoftmaxAttention
-from .config import TransformerConfig
 from .execution import Execution
 from .feed_forward import FeedForward
-from .kernels.operations import PLAIN, Linear
-from .state import BlockState, CameraContext, TextContext
 
 
 class Block(nn.Module):

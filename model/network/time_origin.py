@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..state import AttentionState, DeltaState, TransformerState, WindowEntry
 from .rope import camera_angles, rope_angles, rope_table, rotate
-from .state import AttentionState, DeltaState, TransformerState, WindowEntry
 
 
 def shift_time(state: TransformerState, frames: int | Tensor) -> TransformerState:
