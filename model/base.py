@@ -13,12 +13,12 @@ from torch import Tensor
 
 from .cameras import STRIDE
 from .checkpoint import CheckpointError, check_variant, load_config, load_transformer, resolve_world
+from .codecs.parts import AnyAutoencoder, AnyTextEncoder, open_autoencoder, open_text_encoder
 from .config import Variant, WorldConfig
 from .cores import apart, run_apart
 from .fit import Need, check_fits, need
 from .kernels.select import SMALL_WIDTH, choose_dtype
 from .network.transformer import Transformer
-from .parts import AnyAutoencoder, AnyTextEncoder, open_autoencoder, open_text_encoder
 from .state import TextContext, WorldState, tensors_of
 
 

@@ -14,12 +14,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .autoencoder import Autoencoder, AutoencoderConfig
 from .checkpoint import CheckpointError, known_worlds, load_config, resolve_world
+from .codecs.autoencoder import Autoencoder, AutoencoderConfig
+from .codecs.ltx2 import LTX2Autoencoder
 from .config import TransformerConfig, WorldConfig
 from .hub import AUTOENCODER_PARAMETERS, GEMMA_PARAMETERS
 from .kernels.select import choose_dtype
-from .ltx2 import LTX2Autoencoder
 from .network.transformer import PLUCKER_CHANNELS, Transformer
 from .state import CameraContext, TextContext, TransformerState, tensors_of
 

@@ -21,6 +21,11 @@ MOVED = {
     "model.rope": "model.network.rope",
     "model.execution": "model.network.execution",
     "model.time_origin": "model.network.time_origin",
+    "model.autoencoder": "model.codecs.autoencoder",
+    "model.ltx2": "model.codecs.ltx2",
+    "model.text": "model.codecs.text",
+    "model.gemma": "model.codecs.gemma",
+    "model.parts": "model.codecs.parts",
 }
 """Old name -> new one, both inside this package."""
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import sana_wm_env  # noqa: F401  # registers the ids
 from sana_wm_env.model import world as world_module
-from sana_wm_env.model.autoencoder import Autoencoder
+from sana_wm_env.model.codecs.autoencoder import Autoencoder
 from sana_wm_env.model.kernels.select import measure_products
 from sana_wm_env.model.network.transformer import Transformer
 

@@ -10,7 +10,7 @@ from known_worlds import Oracle, Still
 from sana_wm_env.evaluation import fidelity
 from sana_wm_env.evaluation.episodes import Episodes, check_rooms, draw_episodes, label_rooms, spread
 from sana_wm_env.evaluation.metrics import PSNR_CEILING_DB
-from sana_wm_env.model.autoencoder import Autoencoder, AutoencoderConfig
+from sana_wm_env.model.codecs.autoencoder import Autoencoder, AutoencoderConfig
 from sana_wm_env.rooms import HELD_OUT, HOME
 from sana_wm_env.rooms.scene import sample_scenes
 

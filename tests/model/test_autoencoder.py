@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sana_wm_env.model.autoencoder import Autoencoder, AutoencoderConfig, group, ungroup
+from sana_wm_env.model.codecs.autoencoder import Autoencoder, AutoencoderConfig, group, ungroup
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_gemma import INSTRUCTION, WIDTH, WORDS, write_tiny_gemma
 from transformers import AutoModel
 
-from sana_wm_env.model.gemma import GemmaConfig, GemmaTextEncoder
+from sana_wm_env.model.codecs.gemma import GemmaConfig, GemmaTextEncoder
 from sana_wm_env.model.weights import CheckpointError
 
 CONFIG = GemmaConfig(width=WIDTH, tokens=8, instruction=INSTRUCTION)

@@ -7,7 +7,7 @@ pytest.importorskip("diffusers")
 
 from diffusers import AutoencoderKLLTX2Video
 
-from sana_wm_env.model.ltx2 import LTX2Autoencoder
+from sana_wm_env.model.codecs.ltx2 import LTX2Autoencoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = {"latent_channels": 4, "block_out_channels": (8, 16, 32, 64), "decoder_block_out_channels": (8, 16, 32)}

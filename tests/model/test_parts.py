@@ -17,9 +17,9 @@ from tiny_networks import tiny_config, tiny_network
 
 import sana_wm_env  # noqa: F401 (registers the ids)
 from sana_wm_env.model.checkpoint import CheckpointError, save_world, write_config
+from sana_wm_env.model.codecs.gemma import GemmaTextEncoder
+from sana_wm_env.model.codecs.ltx2 import LTX2Autoencoder
 from sana_wm_env.model.config import WorldConfig
-from sana_wm_env.model.gemma import GemmaTextEncoder
-from sana_wm_env.model.ltx2 import LTX2Autoencoder
 from sana_wm_env.model.state import WorldState, tensors_of
 from sana_wm_env.model.world import WorldModel
 

@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_world_model import AUTOENCODER, CONFIG, begin, poses
 
-from sana_wm_env.model.autoencoder import Autoencoder
 from sana_wm_env.model.checkpoint import (
     WRITTEN,
     CheckpointError,
@@ -20,6 +19,7 @@ from sana_wm_env.model.checkpoint import (
     write_transformer,
 )
 from sana_wm_env.model.clip import ClipModel
+from sana_wm_env.model.codecs.autoencoder import Autoencoder
 from sana_wm_env.model.config import preset
 from sana_wm_env.model.hub import REPOSITORIES, parse_id
 from sana_wm_env.model.network.transformer import Transformer

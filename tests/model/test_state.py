@@ -8,13 +8,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_networks import clip, paths, tiny_config, tiny_network
 
-from sana_wm_env.model.autoencoder import Autoencoder, AutoencoderConfig
+from sana_wm_env.model.codecs.autoencoder import Autoencoder, AutoencoderConfig
+from sana_wm_env.model.codecs.text import TextEncoder, TextEncoderConfig
 from sana_wm_env.model.config import WorldConfig
 from sana_wm_env.model.network.execution import chunk_spans
 from sana_wm_env.model.network.time_origin import shift_time
 from sana_wm_env.model.network.transformer import Transformer
 from sana_wm_env.model.state import FILE_VERSION, WorldState, concatenate, tensors_of
-from sana_wm_env.model.text import TextEncoder, TextEncoderConfig
 from sana_wm_env.model.world import WorldModel
 
 AUTOENCODER = AutoencoderConfig(latent_channels=4, fine=8, coarse=8, encoder_blocks=1, decoder_blocks=1)

@@ -2,7 +2,7 @@
 
 import torch
 
-from sana_wm_env.model.text import TextEncoder, TextEncoderConfig
+from sana_wm_env.model.codecs.text import TextEncoder, TextEncoderConfig
 
 ENCODER = TextEncoder(TextEncoderConfig(width=16, tokens=6))
 

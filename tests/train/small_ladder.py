@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from sana_wm_env.model.autoencoder import AutoencoderConfig
+from sana_wm_env.model.codecs.autoencoder import AutoencoderConfig
 from sana_wm_env.model.config import PRESETS, TransformerConfig
 from sana_wm_env.train import autoencoder, bidirectional, causal, distill, ode, self_forcing
 from sana_wm_env.train.data import rooms as data

@@ -11,9 +11,9 @@ import pytest
 import torch
 from small_ladder import CODER, KINDS, TINY
 
+from sana_wm_env.model.codecs.text import TextEncoderConfig
 from sana_wm_env.model.config import PRESETS
 from sana_wm_env.model.state import map_tensors, tensors_of
-from sana_wm_env.model.text import TextEncoderConfig
 from sana_wm_env.model.world import WorldModel
 from sana_wm_env.rooms import HELD_OUT, HOME
 from sana_wm_env.rooms.room import held_out_room

@@ -14,8 +14,8 @@ from small_ladder import CODER, TINY
 from sana_wm_env import cli
 from sana_wm_env.camera import relative_to_first, twist_path
 from sana_wm_env.model.cameras import camera_inputs
+from sana_wm_env.model.codecs.text import TextEncoderConfig
 from sana_wm_env.model.config import PRESETS
-from sana_wm_env.model.text import TextEncoderConfig
 from sana_wm_env.model.world import WorldModel
 from sana_wm_env.train import autoencoder, bidirectional, distill
 from sana_wm_env.train.data.filters import FILTERS, bad_camera, filter_ranges, rejected

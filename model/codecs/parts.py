@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
+from ..checkpoint import AUTOENCODER, load_weights
+from ..config import WorldConfig
+from ..hub import REPOSITORIES, downloaded
+from ..published import CONFIG, LAYOUTS, OWNER, find_layout
+from ..weights import CheckpointError
 from .autoencoder import Autoencoder, AutoencoderConfig
-from .checkpoint import AUTOENCODER, load_weights
-from .config import WorldConfig
 from .gemma import GemmaConfig, GemmaTextEncoder
-from .hub import REPOSITORIES, downloaded
 from .ltx2 import LTX2Autoencoder
-from .published import CONFIG, LAYOUTS, OWNER, find_layout
 from .text import TextEncoder, TextEncoderConfig
-from .weights import CheckpointError
 
 AnyAutoencoder = Autoencoder | LTX2Autoencoder
 AnyTextEncoder = TextEncoder | GemmaTextEncoder
