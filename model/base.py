@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from .cameras import STRIDE
-from .checkpoint import CheckpointError, check_variant, load_config, load_transformer, resolve_world
 from .codecs.parts import AnyAutoencoder, AnyTextEncoder, open_autoencoder, open_text_encoder
 from .config import Variant, WorldConfig
 from .cores import apart, run_apart
@@ -20,6 +19,7 @@ from .fit import Need, check_fits, need
 from .kernels.select import SMALL_WIDTH, choose_dtype
 from .network.transformer import Transformer
 from .state import TextContext, WorldState, tensors_of
+from .storage.checkpoint import CheckpointError, check_variant, load_config, load_transformer, resolve_world
 
 
 class WorldBase:

@@ -14,14 +14,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .checkpoint import CheckpointError, known_worlds, load_config, resolve_world
 from .codecs.autoencoder import Autoencoder, AutoencoderConfig
 from .codecs.ltx2 import LTX2Autoencoder
 from .config import TransformerConfig, WorldConfig
-from .hub import AUTOENCODER_PARAMETERS, GEMMA_PARAMETERS
 from .kernels.select import choose_dtype
 from .network.transformer import PLUCKER_CHANNELS, Transformer
 from .state import CameraContext, TextContext, TransformerState, tensors_of
+from .storage.checkpoint import CheckpointError, known_worlds, load_config, resolve_world
+from .storage.hub import AUTOENCODER_PARAMETERS, GEMMA_PARAMETERS
 
 GB = 10**9
 # Numbers per pixel of a frame that the published LTX-2 decoder carries, and holds at most beside that for a chunk of three latents: what

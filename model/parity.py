@@ -17,7 +17,7 @@ from .config import TransformerConfig
 from .network.transformer import Transformer
 from .sampler import euler
 from .state import BlockState, DeltaState, TransformerState
-from .weights import CheckpointError, fill
+from .storage.weights import CheckpointError, fill
 
 COLUMNS = ("velocities", "latents", "states", "bidirectional")
 TOLERANCES = {

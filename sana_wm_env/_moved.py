@@ -26,6 +26,10 @@ MOVED = {
     "model.text": "model.codecs.text",
     "model.gemma": "model.codecs.gemma",
     "model.parts": "model.codecs.parts",
+    "model.weights": "model.storage.weights",
+    "model.published": "model.storage.published",
+    "model.checkpoint": "model.storage.checkpoint",
+    "model.hub": "model.storage.hub",
 }
 """Old name -> new one, both inside this package."""
 

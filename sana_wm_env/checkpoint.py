@@ -12,11 +12,20 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from sana_wm_env.model.checkpoint import UNDISTILLED, WRITTEN, CheckpointError, Target, convert, has_undistilled, load_config, resolve_world
 from sana_wm_env.model.config import PRESETS, TransformerConfig, preset
 from sana_wm_env.model.network.transformer import Transformer
-from sana_wm_env.model.published import LAYOUTS, open_folder
-from sana_wm_env.model.weights import WeightFiles, compare, is_unused
+from sana_wm_env.model.storage.checkpoint import (
+    UNDISTILLED,
+    WRITTEN,
+    CheckpointError,
+    Target,
+    convert,
+    has_undistilled,
+    load_config,
+    resolve_world,
+)
+from sana_wm_env.model.storage.published import LAYOUTS, open_folder
+from sana_wm_env.model.storage.weights import WeightFiles, compare, is_unused
 
 # Frobenius norms that others report of SANA-WM_bidirectional; no other checkpoint needs to have them.
 REPORTED_NORMS = {"blocks.0.attn.qkv.weight": 720.04, "blocks.0.attn.out_proj_cam.weight": 10.78}

@@ -16,11 +16,11 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend
 
-from sana_wm_env.model.checkpoint import known_worlds, load_config, resolve_world
 from sana_wm_env.model.config import WorldConfig, preset
 from sana_wm_env.model.fit import GB, free_memory, need, ways_to_run
 from sana_wm_env.model.kernels.select import choose_dtype, describe_choice
-from sana_wm_env.model.published import published_world
+from sana_wm_env.model.storage.checkpoint import known_worlds, load_config, resolve_world
+from sana_wm_env.model.storage.published import published_world
 
 STEP_TFLOP = 101
 """Operations of one step at 720p: five passes of 73.8 together and a decode of 27.1 (model/README.md section 2)."""

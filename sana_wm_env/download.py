@@ -11,11 +11,11 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from sana_wm_env.model.checkpoint import CheckpointError
 from sana_wm_env.model.config import preset
 from sana_wm_env.model.fit import GB, free_memory, nearest, need, ways_to_run
-from sana_wm_env.model.hub import DEFAULT_REVISION, INSTALL, REPOSITORIES, Part, is_downloaded, parse_id, parts_of
-from sana_wm_env.model.published import published_world
+from sana_wm_env.model.storage.checkpoint import CheckpointError
+from sana_wm_env.model.storage.hub import DEFAULT_REVISION, INSTALL, REPOSITORIES, Part, is_downloaded, parse_id, parts_of
+from sana_wm_env.model.storage.published import published_world
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 
-from sana_wm_env.model.checkpoint import check_variant, load_config, resolve_world
+from sana_wm_env.model.storage.checkpoint import check_variant, load_config, resolve_world
 from sana_wm_env.model.world import WorldModel, WorldState
 
 from .base import CameraEnv

@@ -19,10 +19,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sana_wm_env.model.cameras import STRIDE
-from sana_wm_env.model.checkpoint import check_variant, load_config, resolve_world
 from sana_wm_env.model.clip import ClipModel
 from sana_wm_env.model.config import Variant, WorldConfig
 from sana_wm_env.model.sampler import CLIP_GUIDANCE, CLIP_SHIFT, CLIP_STEPS, STREAMING_SHIFT, shifted_sigmas
+from sana_wm_env.model.storage.checkpoint import check_variant, load_config, resolve_world
 from sana_wm_env.model.world import WorldModel, WorldState
 
 from .actions import PIECES, action_path

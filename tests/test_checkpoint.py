@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sana_wm_env import cli
-from sana_wm_env.model.checkpoint import resolve_world
+from sana_wm_env.model.storage.checkpoint import resolve_world
 
 KEYS = Path(__file__).parent / "fixtures" / "checkpoint_keys.json"
 

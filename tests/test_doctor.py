@@ -9,7 +9,7 @@ import torch
 from sana_wm_env import cli
 from sana_wm_env.doctor import why_not
 from sana_wm_env.model.config import preset
-from sana_wm_env.model.published import published_world
+from sana_wm_env.model.storage.published import published_world
 
 PUBLISHED = published_world("2.6b", preset("2.6b"))
 HUB = {"huggingface_hub": True, "diffusers": True, "transformers": True}

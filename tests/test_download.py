@@ -13,7 +13,7 @@ from threading import Thread
 import pytest
 
 from sana_wm_env import cli, download
-from sana_wm_env.model.hub import REPOSITORIES, downloaded
+from sana_wm_env.model.storage.hub import REPOSITORIES, downloaded
 
 STREAMING = "Efficient-Large-Model/SANA-WM_streaming"
 GEMMA = "Efficient-Large-Model/gemma-2-2b-it"

@@ -17,7 +17,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 import sana_wm_env
 from sana_wm_env.camera import check_poses, compose, relative_to_first, twist_path
-from sana_wm_env.model.checkpoint import resolve_world
+from sana_wm_env.model.storage.checkpoint import resolve_world
 
 FORWARD = np.array([0, 0, 0.5, 0, 0.5, 0], np.float32)
 STILL = np.zeros(6, np.float32)

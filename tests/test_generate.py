@@ -12,8 +12,8 @@ from sana_wm_env.camera import compose
 from sana_wm_env.cli import main
 from sana_wm_env.evaluation.contact_sheet import LABEL_PX, MARGIN_PX
 from sana_wm_env.keys import keys_to_path
-from sana_wm_env.model.checkpoint import load_config, resolve_world
 from sana_wm_env.model.config import VARIANTS
+from sana_wm_env.model.storage.checkpoint import load_config, resolve_world
 from sana_wm_env.rooms.floor_plan import CAMERA, draw_floor_plan
 from sana_wm_env.rooms.room import look, stands_clear
 

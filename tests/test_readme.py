@@ -16,7 +16,7 @@ from PIL import Image
 
 from sana_wm_env import cli
 from sana_wm_env.cli import COMMANDS, Group
-from sana_wm_env.model.weights import CheckpointError
+from sana_wm_env.model.storage.weights import CheckpointError
 
 ROOT = Path(__file__).parents[1]
 MANUALS = [ROOT / "README.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]

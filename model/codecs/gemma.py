@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..weights import CheckpointError, write_whole
+from ..storage.weights import CheckpointError, write_whole
 
 SAMPLES, SAMPLE_BYTES = 64, 4096  # of a weight file, for the fingerprint
 

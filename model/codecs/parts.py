@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import AUTOENCODER, load_weights
 from ..config import WorldConfig
-from ..hub import REPOSITORIES, downloaded
-from ..published import CONFIG, LAYOUTS, OWNER, find_layout
-from ..weights import CheckpointError
+from ..storage.checkpoint import AUTOENCODER, load_weights
+from ..storage.hub import REPOSITORIES, downloaded
+from ..storage.published import CONFIG, LAYOUTS, OWNER, find_layout
+from ..storage.weights import CheckpointError
 from .autoencoder import Autoencoder, AutoencoderConfig
 from .gemma import GemmaConfig, GemmaTextEncoder
 from .ltx2 import LTX2Autoencoder

@@ -24,9 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from sana_wm_env.model.cameras import camera_inputs
-from sana_wm_env.model.checkpoint import write_config, write_transformer
 from sana_wm_env.model.cores import run_apart
 from sana_wm_env.model.kernels.select import measure_products
+from sana_wm_env.model.storage.checkpoint import write_config, write_transformer
 from sana_wm_env.model.world import WorldModel, WorldState
 
 WANTED = {3: 2.5, 30: 20.0, 120: 170.0}

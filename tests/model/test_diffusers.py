@@ -4,10 +4,10 @@ import pytest
 import torch
 from tiny_networks import clip, tiny_config, tiny_network
 
-from sana_wm_env.model.checkpoint import convert, load_transformer, write_config, write_transformer
 from sana_wm_env.model.config import TransformerConfig, WorldConfig
 from sana_wm_env.model.network.transformer import Transformer
-from sana_wm_env.model.published import open_folder, read_config
+from sana_wm_env.model.storage.checkpoint import convert, load_transformer, write_config, write_transformer
+from sana_wm_env.model.storage.published import open_folder, read_config
 
 diffusers = pytest.importorskip("diffusers", minversion="0.42.1")
 
@@ -90,7 +90,7 @@ def test_what_diffusers_writes_opens_here(tmp_path):
 
 def test_the_published_network_has_their_names_and_shapes():
     from sana_wm_env.model.config import preset
-    from sana_wm_env.model.weights import NATIVE_ONLY, native_name
+    from sana_wm_env.model.storage.weights import NATIVE_ONLY, native_name
 
     with torch.device("meta"):
         other, ours = diffusers.SanaWMTransformer3DModel(), Transformer(preset("2.6b"))

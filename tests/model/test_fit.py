@@ -7,10 +7,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from sana_wm_env.model import fit
-from sana_wm_env.model.checkpoint import CheckpointError
 from sana_wm_env.model.config import WorldConfig, preset
 from sana_wm_env.model.fit import Need, bytes_by_device, decoder_bytes, need, session_bytes, ways_to_run
-from sana_wm_env.model.published import published_world
+from sana_wm_env.model.storage.checkpoint import CheckpointError
+from sana_wm_env.model.storage.published import published_world
 from sana_wm_env.model.world import WorldModel, WorldState
 
 pytestmark = pytest.mark.usefixtures("one_thread")

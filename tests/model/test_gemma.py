@@ -13,7 +13,7 @@ from tiny_gemma import INSTRUCTION, WIDTH, WORDS, write_tiny_gemma
 from transformers import AutoModel
 
 from sana_wm_env.model.codecs.gemma import GemmaConfig, GemmaTextEncoder
-from sana_wm_env.model.weights import CheckpointError
+from sana_wm_env.model.storage.weights import CheckpointError
 
 CONFIG = GemmaConfig(width=WIDTH, tokens=8, instruction=INSTRUCTION)
 BOS, COLON = 2, 4 + WORDS.index(":")

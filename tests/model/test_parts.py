@@ -16,11 +16,11 @@ from tiny_gemma import INSTRUCTION, WIDTH, write_tiny_gemma
 from tiny_networks import tiny_config, tiny_network
 
 import sana_wm_env  # noqa: F401 (registers the ids)
-from sana_wm_env.model.checkpoint import CheckpointError, save_world, write_config
 from sana_wm_env.model.codecs.gemma import GemmaTextEncoder
 from sana_wm_env.model.codecs.ltx2 import LTX2Autoencoder
 from sana_wm_env.model.config import WorldConfig
 from sana_wm_env.model.state import WorldState, tensors_of
+from sana_wm_env.model.storage.checkpoint import CheckpointError, save_world, write_config
 from sana_wm_env.model.world import WorldModel
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,7 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_world_model import AUTOENCODER, CONFIG, begin, poses
 
-from sana_wm_env.model.checkpoint import (
+from sana_wm_env.model.clip import ClipModel
+from sana_wm_env.model.codecs.autoencoder import Autoencoder
+from sana_wm_env.model.config import preset
+from sana_wm_env.model.network.transformer import Transformer
+from sana_wm_env.model.storage.checkpoint import (
     WRITTEN,
     CheckpointError,
     convert,
@@ -18,13 +22,9 @@ from sana_wm_env.model.checkpoint import (
     write_config,
     write_transformer,
 )
-from sana_wm_env.model.clip import ClipModel
-from sana_wm_env.model.codecs.autoencoder import Autoencoder
-from sana_wm_env.model.config import preset
-from sana_wm_env.model.hub import REPOSITORIES, parse_id
-from sana_wm_env.model.network.transformer import Transformer
-from sana_wm_env.model.published import LAYOUTS, NATIVE_BUFFERS, from_diffusers, open_folder, read_config, to_diffusers
-from sana_wm_env.model.weights import WeightFiles, native_name
+from sana_wm_env.model.storage.hub import REPOSITORIES, parse_id
+from sana_wm_env.model.storage.published import LAYOUTS, NATIVE_BUFFERS, from_diffusers, open_folder, read_config, to_diffusers
+from sana_wm_env.model.storage.weights import WeightFiles, native_name
 from sana_wm_env.model.world import WorldModel
 
 PICKLES = {

@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 from tiny_networks import paths, tiny_config
 
 from sana_wm_env.model.cameras import camera_inputs
-from sana_wm_env.model.checkpoint import CheckpointError, known_worlds, load_config, resolve_world, save_world
 from sana_wm_env.model.clip import ClipModel
 from sana_wm_env.model.codecs.autoencoder import Autoencoder, AutoencoderConfig
 from sana_wm_env.model.codecs.text import TextEncoderConfig
@@ -17,6 +16,7 @@ from sana_wm_env.model.config import VARIANTS, WorldConfig
 from sana_wm_env.model.network.transformer import Transformer
 from sana_wm_env.model.sampler import sample_clip
 from sana_wm_env.model.state import concatenate, tensors_of
+from sana_wm_env.model.storage.checkpoint import CheckpointError, known_worlds, load_config, resolve_world, save_world
 from sana_wm_env.model.world import WorldModel
 
 AUTOENCODER = AutoencoderConfig(latent_channels=4, fine=8, coarse=8, encoder_blocks=1, decoder_blocks=1)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from .config import PRESETS, TransformerConfig, Variant, WorldConfig
+from ..config import PRESETS, TransformerConfig, Variant, WorldConfig
 from .weights import CheckpointError, WeightFiles, shards
 
 LayoutName = Literal["world", "streaming", "native", "diffusers"]

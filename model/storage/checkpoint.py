@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .config import Variant, WorldConfig
+from ..config import Variant, WorldConfig
+from ..network.transformer import Transformer
 from .hub import HUB_ID, REPOSITORIES, downloaded
-from .network.transformer import Transformer
 from .published import CONFIG as CONFIG
 from .published import NATIVE_BUFFERS, Folder, open_folder, read_config, to_diffusers
 from .published import TRANSFORMER as TRANSFORMER
