@@ -22,8 +22,8 @@ from sana_wm_env.evaluation.episodes import draw_episodes
 from sana_wm_env.evaluation.fidelity import measure
 from sana_wm_env.evaluation.metrics import estimate
 from sana_wm_env.model.config import TransformerConfig
+from sana_wm_env.model.network.transformer import Transformer
 from sana_wm_env.model.sampler import STREAMING_SHIFT, STREAMING_SIGMAS, shifted_sigmas
-from sana_wm_env.model.transformer import Transformer
 from sana_wm_env.model.world import WorldModel
 
 from .bidirectional import BidirectionalConfig

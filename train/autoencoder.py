@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sana_wm_env.model.autoencoder import TEMPORAL_STRIDE, Autoencoder, AutoencoderConfig, group
+from sana_wm_env.model.codecs.autoencoder import TEMPORAL_STRIDE, Autoencoder, AutoencoderConfig, group
 from sana_wm_env.model.world import WorldModel
 
 from .data.packed import packed_shards, read_packed

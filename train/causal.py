@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sana_wm_env.model.execution import chunk_sizes
+from sana_wm_env.model.network.execution import chunk_sizes
 
 from .flow import FlowConfig, FlowStage
 from .levels import CLEAN_PAST, chunk_levels

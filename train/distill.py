@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from sana_wm_env.model.execution import chunk_spans
+from sana_wm_env.model.network.execution import chunk_spans
 from sana_wm_env.model.sampler import frame_timesteps, sample_chunk, timestep_of, with_image
 from sana_wm_env.model.state import (
     BlockState,

@@ -7,12 +7,12 @@ import numpy as np
 from scipy.spatial.transform import RigidTransform
 
 from sana_wm_env.camera import CHUNK_FRAMES
-from sana_wm_env.model.autoencoder import SPATIAL_STRIDE, TEMPORAL_STRIDE
-from sana_wm_env.model.checkpoint import save_world
+from sana_wm_env.model.codecs.autoencoder import SPATIAL_STRIDE, TEMPORAL_STRIDE
+from sana_wm_env.model.codecs.text import TextEncoder, TextEncoderConfig
 from sana_wm_env.model.config import VARIANTS, WorldConfig, preset
+from sana_wm_env.model.network.transformer import Transformer
 from sana_wm_env.model.sampler import STREAMING_SIGMAS
-from sana_wm_env.model.text import TextEncoder, TextEncoderConfig
-from sana_wm_env.model.transformer import Transformer
+from sana_wm_env.model.storage.checkpoint import save_world
 from sana_wm_env.model.world import WorldModel
 from sana_wm_env.rooms import paths
 

@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sana_wm_env.model.autoencoder import TEMPORAL_STRIDE
-from sana_wm_env.model.checkpoint import CONFIG, known_worlds
+from sana_wm_env.model.codecs.autoencoder import TEMPORAL_STRIDE
+from sana_wm_env.model.codecs.text import TextEncoderConfig
 from sana_wm_env.model.config import TransformerConfig, preset
-from sana_wm_env.model.execution import Rule
+from sana_wm_env.model.network.execution import Rule
+from sana_wm_env.model.network.transformer import Transformer
 from sana_wm_env.model.sampler import STREAMING_SIGMAS, euler
-from sana_wm_env.model.text import TextEncoderConfig
-from sana_wm_env.model.transformer import Transformer
-from sana_wm_env.model.weights import is_unused
+from sana_wm_env.model.storage.checkpoint import CONFIG, known_worlds
+from sana_wm_env.model.storage.weights import is_unused
 from sana_wm_env.model.world import WorldModel
 
 from .autoencoder import load_trained

@@ -23,8 +23,8 @@ from typing import Any
 from tqdm import tqdm
 
 from sana_wm_env.evaluation.fidelity import weights_digest
-from sana_wm_env.model.checkpoint import CONFIG, known_worlds, save_world
-from sana_wm_env.model.weights import write_whole
+from sana_wm_env.model.storage.checkpoint import CONFIG, known_worlds, save_world
+from sana_wm_env.model.storage.weights import write_whole
 from sana_wm_env.model.world import WorldModel
 
 from .autoencoder import load_trained, result_path

@@ -14,9 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sana_wm_env.model.config import preset
-from sana_wm_env.model.execution import chunk_sizes
+from sana_wm_env.model.network.execution import chunk_sizes
+from sana_wm_env.model.network.transformer import Transformer
 from sana_wm_env.model.sampler import frame_timesteps, shift, with_image
-from sana_wm_env.model.transformer import Transformer
 
 from .data.latents import LatentClips, Window
 from .flow import FlowStage

@@ -21,9 +21,9 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-from sana_wm_env.model.execution import chunk_sizes
+from sana_wm_env.model.network.execution import chunk_sizes
+from sana_wm_env.model.network.transformer import Transformer
 from sana_wm_env.model.state import map_tensors
-from sana_wm_env.model.transformer import Transformer
 
 from .processes import rank, world_size
 
@@ -138,7 +138,7 @@ class ContextGroup:
 
 
 class RankStretch:
-    """One rank's stretch of a clip: `sana_wm_env.model.execution.Stretch` over torch.distributed."""
+    """One rank's stretch of a clip: `sana_wm_env.model.network.execution.Stretch` over torch.distributed."""
 
     def __init__(self, context: ContextGroup, borders: Sequence[int]):
         self.context, self.borders = context, tuple(borders)

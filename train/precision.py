@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 
 from sana_wm_env.model.kernels.select import choose_dtype
-from sana_wm_env.model.transformer import Transformer
+from sana_wm_env.model.network.transformer import Transformer
 
 Precision = Literal["auto", "bf16", "fp32"]
 

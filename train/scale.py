@@ -15,8 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
 from sana_wm_env.model.config import TransformerConfig, preset
-from sana_wm_env.model.execution import Rule, chunk_spans
-from sana_wm_env.model.transformer import PLUCKER_CHANNELS, TimeEmbedding, Transformer
+from sana_wm_env.model.network.execution import Rule, chunk_spans
+from sana_wm_env.model.network.transformer import PLUCKER_CHANNELS, TimeEmbedding, Transformer
 
 from .parallel import stretches
 

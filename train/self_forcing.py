@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from sana_wm_env.model.config import TransformerConfig
-from sana_wm_env.model.execution import chunk_spans
+from sana_wm_env.model.network.execution import chunk_spans
+from sana_wm_env.model.network.transformer import Transformer
 from sana_wm_env.model.sampler import frame_timesteps, with_image
-from sana_wm_env.model.transformer import Transformer
 
 from .data.latents import Window
 from .export import export_stage

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sana_wm_env.model.execution import chunk_spans
+from sana_wm_env.model.network.execution import chunk_spans
 from sana_wm_env.model.sampler import STREAMING_SIGMAS, sample_chunk
 
 from .data.latents import Window

@@ -13,7 +13,7 @@ import tyro
 from tqdm import tqdm
 
 from sana_wm_env.camera import CHUNK_FRAMES
-from sana_wm_env.model.autoencoder import SPATIAL_STRIDE
+from sana_wm_env.model.codecs.autoencoder import SPATIAL_STRIDE
 
 from ..autoencoder import load_trained
 from .packed import PackedClip, packed_shards, read_packed, write_packed

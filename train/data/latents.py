@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from sana_wm_env.model.autoencoder import TEMPORAL_STRIDE, Autoencoder, group
 from sana_wm_env.model.cameras import camera_inputs, raw_frames_of_latents
-from sana_wm_env.model.text import TextEncoder, TextEncoderConfig
+from sana_wm_env.model.codecs.autoencoder import TEMPORAL_STRIDE, Autoencoder, group
+from sana_wm_env.model.codecs.text import TextEncoder, TextEncoderConfig
 from sana_wm_env.rooms.scene import sample_scenes
 
 from ..processes import barrier, rank, world_size

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sana_wm_env.model.autoencoder import TEMPORAL_STRIDE, Autoencoder
+from sana_wm_env.model.codecs.autoencoder import TEMPORAL_STRIDE, Autoencoder
 
 from .filters import filter_ranges
 from .latents import LatentClip, encode_clip

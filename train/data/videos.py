@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from sana_wm_env.actions import FPS
 from sana_wm_env.camera import CHUNK_FRAMES, Array, relative_to_first
-from sana_wm_env.model.autoencoder import TEMPORAL_STRIDE
-from sana_wm_env.model.image import fit_image
+from sana_wm_env.first_frame import fit_image
+from sana_wm_env.model.codecs.autoencoder import TEMPORAL_STRIDE
 
 from .packed import PackedClip
 from .sidecars import Cameras, ClipError, read_cameras
