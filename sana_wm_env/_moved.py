@@ -30,6 +30,12 @@ MOVED = {
     "model.published": "model.storage.published",
     "model.checkpoint": "model.storage.checkpoint",
     "model.hub": "model.storage.hub",
+    "generate": "commands.generate",
+    "explain": "commands.explain",
+    "doctor": "commands.doctor",
+    "download": "commands.download",
+    "checkpoint": "commands.checkpoint",
+    "model.parity": "commands.parity",
 }
 """Old name -> new one, both inside this package."""
 

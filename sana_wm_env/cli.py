@@ -33,10 +33,10 @@ class Group(NamedTuple):
 
 
 COMMANDS: dict[str, Command | Group] = {
-    "generate": Command("A video along a camera path, by any variant of a world; beside the truth if asked.", "generate:run"),
+    "generate": Command("A video along a camera path, by any variant of a world; beside the truth if asked.", "commands.generate:run"),
     "actions": Group(
         "Paths of keys.",
-        {"explain": Command("Say what a string of keys does, segment by segment, in each scheme.", "explain:run")},
+        {"explain": Command("Say what a string of keys does, segment by segment, in each scheme.", "commands.explain:run")},
     ),
     "evaluate": Group(
         "Measure a world.",
@@ -72,14 +72,14 @@ COMMANDS: dict[str, Command | Group] = {
             "pack": Command("The former name of export.", "train.export:export"),
         },
     ),
-    "doctor": Command("What this machine has, and which worlds run on it.", "doctor:run"),
-    "download": Command("Fetch a published checkpoint; --dry-run lists files, bytes and licences first.", "download:run"),
+    "doctor": Command("What this machine has, and which worlds run on it.", "commands.doctor:run"),
+    "download": Command("Fetch a published checkpoint; --dry-run lists files, bytes and licences first.", "commands.download:run"),
     "checkpoint": Group(
         "Weights in files: the names they must have, what they hold, other layouts.",
         {
-            "keys": Command("Names and shapes that a checkpoint of a preset has.", "checkpoint:keys"),
-            "inspect": Command("What a checkpoint holds, and whether it fits the network.", "checkpoint:inspect"),
-            "convert": Command("The same weights in another layout.", "checkpoint:convert_command"),
+            "keys": Command("Names and shapes that a checkpoint of a preset has.", "commands.checkpoint:keys"),
+            "inspect": Command("What a checkpoint holds, and whether it fits the network.", "commands.checkpoint:inspect"),
+            "convert": Command("The same weights in another layout.", "commands.checkpoint:convert_command"),
         },
     ),
     "agents": Group(
@@ -159,7 +159,7 @@ def parity(files: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg
     Args:
         files: golden files, .safetensors
     """
-    from sana_wm_env.model.parity import run
+    from sana_wm_env.commands.parity import run
 
     if not files:
         raise ValueError("got no golden file; wanted at least one: sana-wm parity FILE...")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sana_wm_env import cli
-from sana_wm_env.doctor import why_not
+from sana_wm_env.commands.doctor import why_not
 from sana_wm_env.model.config import preset
 from sana_wm_env.model.storage.published import published_world
 

@@ -12,7 +12,8 @@ from threading import Thread
 
 import pytest
 
-from sana_wm_env import cli, download
+from sana_wm_env import cli
+from sana_wm_env.commands import download
 from sana_wm_env.model.storage.hub import REPOSITORIES, downloaded
 
 STREAMING = "Efficient-Large-Model/SANA-WM_streaming"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sana_wm_env.cli import main
-from sana_wm_env.explain import differences, explain, frame_count, segment_in_words
+from sana_wm_env.commands.explain import differences, explain, frame_count, segment_in_words
 from sana_wm_env.keys import keys_to_path, motions
 
 WALK = ["actions", "explain", "w-48,dw-24,none-24"]

@@ -6,10 +6,10 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
-from sana_wm_env import generate
 from sana_wm_env.actions import action_path
 from sana_wm_env.camera import compose
 from sana_wm_env.cli import main
+from sana_wm_env.commands import generate
 from sana_wm_env.evaluation.contact_sheet import LABEL_PX, MARGIN_PX
 from sana_wm_env.keys import keys_to_path
 from sana_wm_env.model.config import VARIANTS

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from sana_wm_env.doctor import matmul_tflops
+from sana_wm_env.commands.doctor import matmul_tflops
 from sana_wm_env.model.cameras import camera_inputs
 from sana_wm_env.model.config import TransformerConfig, preset
 from sana_wm_env.model.fit import session_bytes, weight_bytes

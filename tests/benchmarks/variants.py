@@ -12,10 +12,10 @@ import torch
 import tyro
 from torch import Tensor
 
+from sana_wm_env.commands.generate import Schedule, imagined
 from sana_wm_env.evaluation import metrics
 from sana_wm_env.evaluation.contact_sheet import contact_sheet
 from sana_wm_env.evaluation.episodes import Episodes, draw_episodes
-from sana_wm_env.generate import Schedule, imagined
 from sana_wm_env.model.clip import ClipModel
 from sana_wm_env.model.config import VARIANTS, Variant
 from sana_wm_env.model.sampler import CLIP_SHIFT, shifted_sigmas

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-from .actions import check_whole_chunks, least_limits
-from .camera import CHUNK_FRAMES, FPS, Array, step_twists
-from .keys import MOTIONS, SCHEMES, WORDS, key_scheme, keys_to_path, motions, segments, words
+from ..actions import check_whole_chunks, least_limits
+from ..camera import CHUNK_FRAMES, FPS, Array, step_twists
+from ..keys import MOTIONS, SCHEMES, WORDS, key_scheme, keys_to_path, motions, segments, words
 
 ASSUMED = "sana-v2"
 NEGLIGIBLE = 5e-3

@@ -13,11 +13,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .config import TransformerConfig
-from .network.transformer import Transformer
-from .sampler import euler
-from .state import BlockState, DeltaState, TransformerState
-from .storage.weights import CheckpointError, fill
+from sana_wm_env.model.config import TransformerConfig
+from sana_wm_env.model.network.transformer import Transformer
+from sana_wm_env.model.sampler import euler
+from sana_wm_env.model.state import BlockState, DeltaState, TransformerState
+from sana_wm_env.model.storage.weights import CheckpointError, fill
 
 COLUMNS = ("velocities", "latents", "states", "bidirectional")
 TOLERANCES = {
@@ -117,7 +117,7 @@ def measure(golden: Golden, dtype: torch.dtype) -> dict[str, float]:
 def _measure(golden: Golden, network: Transformer, dtype: torch.dtype) -> dict[str, float]:
     x0, noise, camera, plucker = (golden.tensors[f"inputs.{name}"].to(dtype) for name in ("x0", "noise", "camera", "plucker"))
     text = network.text_context(golden.tensors["inputs.text"][:, 0].to(dtype), golden.tensors["inputs.text_mask"])
-    errors = dict.fromkeys(COLUMNS[:3], 0.0)
+    errors: dict[str, float] = dict.fromkeys(COLUMNS[:3], 0.0)
     state: TransformerState | None = None
     latents, start = [], 0
     for n, size in enumerate(golden.chunks):

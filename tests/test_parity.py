@@ -5,9 +5,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from sana_wm_env.model import parity
+from sana_wm_env.commands import parity
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
+FIXTURES = Path(__file__).parent / "fixtures"
 CURRENT = FIXTURES / "streaming_current.safetensors"
 
 

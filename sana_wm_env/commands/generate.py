@@ -25,15 +25,15 @@ from sana_wm_env.model.sampler import CLIP_GUIDANCE, CLIP_SHIFT, CLIP_STEPS, STR
 from sana_wm_env.model.storage.checkpoint import check_variant, load_config, resolve_world
 from sana_wm_env.model.world import WorldModel, WorldState
 
-from .actions import PIECES, action_path
-from .camera import CHUNK_FRAMES, Array, compose, intrinsics_matrix, relative_to_first
-from .evaluation.contact_sheet import side_by_side
-from .evaluation.metrics import psnr
-from .first_frame import FirstFrame
-from .keys import in_words, keys_to_path
-from .recorder import VideoWriter, check_video_path, enlarge, write_sidecar
-from .rooms.floor_plan import draw_floor_plan
-from .rooms.room import Room, choose_room, look, stands_clear
+from ..actions import PIECES, action_path
+from ..camera import CHUNK_FRAMES, Array, compose, intrinsics_matrix, relative_to_first
+from ..evaluation.contact_sheet import side_by_side
+from ..evaluation.metrics import psnr
+from ..first_frame import FirstFrame
+from ..keys import in_words, keys_to_path
+from ..recorder import VideoWriter, check_video_path, enlarge, write_sidecar
+from ..rooms.floor_plan import draw_floor_plan
+from ..rooms.room import Room, choose_room, look, stands_clear
 
 ROOMS_TRIED = 64
 PANEL_HEIGHT = 320

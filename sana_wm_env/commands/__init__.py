@@ -1,0 +1,1 @@
+"""What `sana-wm` runs beside training, evaluation and agents, one file a command. `cli.py` has the table."""
