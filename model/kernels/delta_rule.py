@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import gated_delta
+from ..network import gated_delta
 from ..network.camera_branch import mean_growth as plain_growth
 from ..network.execution import Execution, Spans
 from .library import function, span_ends
