@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from .cameras import STRIDE, camera_inputs
-from .checkpoint import CheckpointError, check_variant, load_config, load_transformer, resolve_world
+from .checkpoint import CheckpointError, check_variant, load_config, load_transformer, resolve_world, stored_precision
 from .config import Variant, WorldConfig
 from .cores import Deferred, apart, has_spare_core, run_apart, shares, side_by_side
 from .fit import Need, check_fits, need
+from .kernels.formats import Precision
 from .kernels.select import SMALL_WIDTH, choose_dtype
 from .parts import AnyAutoencoder, AnyTextEncoder, open_autoencoder, open_text_encoder
+from .quantize import find_precision
 from .sampler import CLIP_GUIDANCE, Rule, clip_levels, sample_chunk, sample_clip
 from .state import CameraContext, TextContext, TransformerState, concatenate, tensors_of
 from .state import WorldState as WorldState
@@ -55,6 +57,7 @@ class WorldModel:
         dtype: torch.dtype | None = None,
         offload: Mapping[str, str] | None = None,
         variant: Variant = "streaming",
+        precision: Precision | None = None,
     ) -> "WorldModel":
         """Load a bundled world by name, a local one by folder, or a downloaded one by repository.
 
@@ -66,13 +69,14 @@ class WorldModel:
             offload: another device for "autoencoder" or "text", such as {"autoencoder": "cuda:1", "text": "cpu"}; "text": "release" runs
                 the text encoder on `device` and frees its memory after every start.
             variant: one of `config.variants`.
+            precision: "fp8", "nvfp4", "mxfp8" or "int8" for a quantised transformer, see `quantize`; None for what the world holds.
 
         Raises:
             CheckpointError: something is missing, does not fit, or finds no room; it says what, before any weight is read where it can.
             ImportError: the world needs diffusers or transformers, and they are not installed.
-            ValueError: `offload` names something else.
+            ValueError: `offload` names something else, or the device cannot multiply in this precision.
         """
-        load = partial(cls._load, world, device, dtype, offload, variant)
+        load = partial(cls._load, world, device, dtype, offload, variant, precision)
         return run_apart(load) if torch.device(device).type == "cpu" else load()
 
     @classmethod
@@ -83,6 +87,7 @@ class WorldModel:
         dtype: torch.dtype | None,
         offload: Mapping[str, str] | None,
         variant: Variant,
+        precision: Precision | None,
     ) -> "WorldModel":
         places = {"autoencoder": str(device), "text": str(device), **(offload or {})}
         if set(places) != {"autoencoder", "text"} or places["autoencoder"] == "release":
@@ -95,7 +100,7 @@ class WorldModel:
         if config.dtype == "auto" and dtype in (None, torch.float32, torch.bfloat16):
             dtype, chosen = torch.float32, dtype or choose_dtype("auto", device)
         dtype = dtype or getattr(torch, config.dtype)
-        check_fits(config, dtype, str(device), offload)
+        check_fits(config, dtype, str(device), offload, precision or stored_precision(folder, config, variant))
         try:
             text_encoder = open_text_encoder(folder, config, dtype, device if release else places["text"], keep=not release)
             autoencoder = open_autoencoder(folder, config, dtype, places["autoencoder"])
@@ -103,7 +108,7 @@ class WorldModel:
             raise
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
-        transformer = load_transformer(folder, config, dtype, device, variant)
+        transformer = load_transformer(folder, config, dtype, device, variant, precision)
         for block in transformer.blocks:
             block.mlp.t_conv.to(memory_format=torch.channels_last)  # as the feed-forward multiplies with it, where it is not packed
         world = cls(config, transformer, autoencoder, text_encoder, variant)
@@ -132,7 +137,7 @@ class WorldModel:
     @cached_property
     def needed(self) -> Need:
         """Bytes that one session takes, stage by stage."""
-        return need(self.config, self.transformer.dtype)
+        return need(self.config, self.transformer.dtype, find_precision(self.transformer))
 
     @cached_property
     def fingerprint(self) -> str:

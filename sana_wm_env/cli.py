@@ -77,6 +77,7 @@ COMMANDS: dict[str, Command | Group] = {
             "keys": Command("Names and shapes that a checkpoint of a preset has.", "checkpoint:keys"),
             "inspect": Command("What a checkpoint holds, and whether it fits the network.", "checkpoint:inspect"),
             "convert": Command("The same weights in another layout.", "checkpoint:convert_command"),
+            "quantize": Command("The same world in few bits: FP8, NVFP4, MXFP8 or INT8.", "checkpoint:quantize_command"),
         },
     ),
     "agents": Group(
