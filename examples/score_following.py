@@ -10,7 +10,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from sana_wm_env.evaluation.contact_sheet import contact_sheet
-from sana_wm_env.evaluation.fidelity import plan
+from sana_wm_env.evaluation.episodes import draw_episodes
 from sana_wm_env.evaluation.follow import score, watch
 from sana_wm_env.evaluation.poses import compare
 from sana_wm_env.model.world import WorldModel
@@ -19,7 +19,7 @@ world = WorldModel.load(sys.argv[1] if len(sys.argv) > 1 else "rooms")  # a bund
 CHUNKS = 2
 
 # Three rooms that training has never seen, with a path through each. The world imagines the paths from the first frames alone.
-episodes = plan(episodes=3, chunks=CHUNKS, seed=7)
+episodes = draw_episodes(count=3, chunks=CHUNKS, seed=7)
 with tqdm(total=3 * CHUNKS, unit="chunk") as bar:
     followed = watch(world, episodes, batch=3, bar=bar)
 

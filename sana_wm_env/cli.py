@@ -58,6 +58,7 @@ COMMANDS: dict[str, Command | Group] = {
     "train": Group(
         "Train a world, stage by stage.",
         {
+            "ladder": Command("All stages of a recipe, to a scored and packed world; resumable.", "train.ladder:run"),
             "autoencoder": Command("Stage 1: the causal video autoencoder.", "train.autoencoder:run"),
             "bidirectional": Command("Stage 2: the transformer on whole clips.", "train.bidirectional:run"),
             "causal": Command("Stage 3: the transformer chunk by chunk.", "train.causal:run"),

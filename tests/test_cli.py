@@ -97,16 +97,18 @@ def test_fidelity_report_repeats_byte_for_byte(tmp_path, capsys):
         assert cli.main([*argv, "--json", str(tmp_path / f"{name}.json"), "--out", str(tmp_path / "sheets")]) == 0
     first, second = ((tmp_path / f"{name}.json").read_bytes() for name in ("a", "b"))
     assert first == second
-    assert (tmp_path / "sheets" / "a.png").read_bytes() == (tmp_path / "sheets" / "b.png").read_bytes()
     report = json.loads(first)
     assert report["config"]["episodes"] == 2 and len(report["weights_sha256"]) == 64
-    assert set(report["figures"]) == {"psnr_db", "ssim", "psnr_visible_db", "ssim_visible", "histogram_overlap"}
-    for conditions in report["figures"].values():
-        assert set(conditions) == {"autoencoder", "world", "still", "shuffled", "reversed"}
-        assert all(len(cells) == 2 for cells in conditions.values())
-    assert "share_of_distance_closed" in capsys.readouterr().out
-    sheet = np.asarray(Image.open(tmp_path / "sheets" / "a.png"))
-    assert sheet.shape[1] > 6 * 64 and sheet.std() > 10
+    for rooms in ("home", "held-out"):
+        assert set(report[rooms]["figures"]) == {"psnr_db", "ssim", "psnr_visible_db", "ssim_visible", "histogram_overlap"}
+        for conditions in report[rooms]["figures"].values():
+            assert set(conditions) == {"autoencoder", "world", "still", "shuffled", "reversed"}
+            assert all(len(cells) == 2 for cells in conditions.values())
+        sheets = [(tmp_path / "sheets" / f"{name}-{rooms}.png") for name in ("a", "b")]
+        assert sheets[0].read_bytes() == sheets[1].read_bytes()
+        sheet = np.asarray(Image.open(sheets[0]))
+        assert sheet.shape[1] > 6 * 64 and sheet.std() > 10
+    assert "| held-out" in capsys.readouterr().out
 
 
 def test_the_module_runs_as_a_program():

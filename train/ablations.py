@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sana_wm_env.evaluation.fidelity import measure, plan
+from sana_wm_env.evaluation.episodes import draw_episodes
+from sana_wm_env.evaluation.fidelity import measure
 from sana_wm_env.evaluation.metrics import estimate
 from sana_wm_env.model.config import TransformerConfig
 from sana_wm_env.model.sampler import STREAMING_SHIFT, STREAMING_SIGMAS, shifted_sigmas
@@ -176,7 +177,7 @@ def sampling_rows(config: AblationsConfig) -> Iterator[tuple[str, str, list[floa
 
 def _psnr(world: WorldModel, episodes: int, chunks: int) -> np.ndarray:
     """(episodes, chunks) on held-out rooms."""
-    asked = plan(episodes, chunks, seed=3000)
+    asked = draw_episodes(episodes, chunks, seed=3000)
     asked = replace(asked, drives={"world": asked.drives["world"]})
     return measure(world, asked).figures["world", "psnr_db"]
 

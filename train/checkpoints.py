@@ -103,11 +103,16 @@ def resume(run: Run) -> Progress:
         if isinstance(carried, bytes):  # files of the first version hold the value itself
             carried = torch.load(BytesIO(carried), map_location=run.config.device, weights_only=True)
         run.stage.carried = carried
-    return read_progress(rest)
+    return _progress(rest)
 
 
-def read_progress(rest: dict[str, Any]) -> Progress:
-    """What a checkpoint's own dictionary says of the progress."""
+def read_rest(path: Path) -> tuple[Progress, int]:
+    """How far the run of a checkpoint had come, and the samples of a step; no weights are read."""
+    rest = torch.load(path / REST if path.is_dir() else path, map_location="cpu", weights_only=True, mmap=path.is_file())
+    return _progress(rest), int(rest["config"]["batch"])
+
+
+def _progress(rest: dict[str, Any]) -> Progress:
     return Progress(**{field.name: rest[field.name] for field in fields(Progress) if field.name in rest})
 
 

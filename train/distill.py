@@ -77,6 +77,12 @@ class DistillStage(StreamingStage):
     config: DistillConfig
     carried: Ongoing | None = None
 
+    def __init__(self, config: DistillConfig):
+        super().__init__(config)
+        if len(chunk_spans(config.frames, self.network.config.chunk)) < 2:
+            least = 1 + 2 * self.network.config.chunk
+            raise ValueError(f"got --frames {config.frames}; wanted at least {least}: only sessions of two chunks or more go on together")
+
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         half = max(batch // 2, 1)
         trust = torch.rand(half, generator=generator, device=generator.device)
@@ -194,8 +200,8 @@ def noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def run(config: DistillConfig) -> None:
-    """Trains to config.loop.steps, or resumes, and packs the result as a world folder, runs/WORLD/world."""
+    """Trains to config.loop.steps, or resumes, and packs the result as a world folder if config.pack says so."""
     start_processes()
     train(DistillStage(config), config.loop, config.home)
-    if rank() == 0:
+    if config.pack and rank() == 0:
         pack_stage(config)

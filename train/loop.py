@@ -117,7 +117,7 @@ def train(stage: Stage, config: LoopConfig, out: Path) -> nn.Module:
 def _done(at: Progress, config: LoopConfig) -> float:
     """The share of the run that is over; 1 at its end."""
     hours = at.seconds / (3600 * config.hours) if config.hours else 0.0
-    return max(at.step / config.steps, hours)
+    return max(at.step / config.steps if config.steps else 1.0, hours)
 
 
 def _skip(run: Run, at: Progress) -> Progress:

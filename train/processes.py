@@ -1,6 +1,8 @@
 """The processes that torchrun started, or the one that there is: who am I, wait, agree, average, notice who is gone."""
 
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,12 +16,24 @@ from torch.distributed.tensor import DTensor
 
 from .allocator import keep_memory
 
+PARENT = "SANA_WM_PARENT"
+"""Environment variable with the process that a training process must not outlive."""
+
 
 def start_processes() -> None:
-    """Joins the group of processes that torchrun started, if any; on a CPU each then uses one thread. For commands: see `keep_memory`."""
+    """Joins the group of processes that torchrun or the ladder started, if any. For commands: see `keep_memory`."""
     keep_memory()
+    if parent := os.environ.get(PARENT):
+        threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when its parent is gone, however that ended: two runs must not write into one folder."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def rank() -> int:

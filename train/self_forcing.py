@@ -158,5 +158,5 @@ def run(config: SelfForcingConfig) -> None:
     """Trains to config.loop.steps, or resumes, and packs the generator as a world folder, runs/WORLD/world."""
     start_processes()
     train(SelfForcingStage(config), config.loop, config.home)
-    if rank() == 0:
+    if config.pack and rank() == 0:
         pack_stage(config)

@@ -18,10 +18,12 @@ class StreamingConfig(FlowConfig):
 
     Attributes:
         sigmas: noise levels of the sampler, ending at 0.
+        pack: write the result as a world folder, runs/WORLD/world.
     """
 
     frames: int = 7
     sigmas: tuple[float, ...] = STREAMING_SIGMAS
+    pack: bool = True
 
 
 class StreamingStage(FlowStage):

@@ -1,4 +1,4 @@
-"""How close the imagined world is to the truth: frames of held-out rooms against the exact render along the same path.
+"""How close the imagined world is to the truth: frames of rooms, at home and held out, against the exact render along the same path.
 
 Letters: N episodes, B episodes of a batch, K chunks, F frames of a chunk (24), H, W pixels.
 
@@ -30,15 +30,16 @@ from tqdm import tqdm
 from sana_wm_env.model.state import tensors_of
 from sana_wm_env.model.world import WorldModel
 
-from ..rooms import HELD_OUT, default_intrinsics
-from ..rooms.paths import CHUNK_FRAMES, sample_starts, sample_twists, twist_paths
+from ..rooms import default_intrinsics
+from ..rooms.paths import CHUNK_FRAMES
 from ..rooms.render import Render, render
-from ..rooms.scene import Scenes, sample_scenes
-from . import metrics
+from . import metrics, report
+from .episodes import Episodes, Rooms, check_rooms, draw_episodes, label_rooms, spread
+from .revisit import sharpness as sharpness_of
 
 FIGURES = ("psnr_db", "ssim", "psnr_visible_db", "ssim_visible", "histogram_overlap")
-DRIVEN = ("world", "shuffled", "reversed")
 CONDITIONS = ("autoencoder", "world", "still", "shuffled", "reversed")
+SHARPNESS = {"frame_standard_deviation": metrics.contrast, "edge_energy": sharpness_of}
 SHEET_ROWS, SHEET_CHUNKS = 8, 5
 
 
@@ -48,12 +49,14 @@ class FidelityConfig:
 
     world: str = "rooms"
     """name of a bundled world, or the folder of a trained one"""
+    rooms: tuple[Rooms, ...] = ("home", "held-out")
+    """home rooms, which the bundled world was trained in most, on paths it never saw; or rooms that training never saw; or both"""
     episodes: int = 64
-    """held-out rooms, one episode each; at least 2"""
+    """of each kind of rooms; at least 2"""
     chunks: int = 4
     """chunks of 24 frames per episode"""
     seed: int = 1000
-    """episode i takes the held-out room number seed + i; training never sees held-out rooms"""
+    """episode i takes the room number seed + i"""
     json: Path = Path("fidelity.json")
     """the report"""
     out: Path | None = None
@@ -64,60 +67,23 @@ class FidelityConfig:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """All that is decided before anything is imagined.
-
-    Attributes:
-        seeds: N room seeds.
-        scenes: N rooms.
-        path: (N, 1 + 24K, 4, 4) camera-to-world in each room's frame.
-        drives: for each of `DRIVEN`, or for those of interest, the poses that the model is given, (N, K, 24, 4, 4) relative to the first
-            frame.
-    """
-
-    seeds: list[int]
-    scenes: Scenes
-    path: Tensor
-    drives: dict[str, Tensor]
-
-    def __getitem__(self, index: slice) -> Plan:
-        return Plan(self.seeds[index], self.scenes[index], self.path[index], {name: drive[index] for name, drive in self.drives.items()})
-
-
-@dataclass(frozen=True)
 class Measured:
     """What came out, per episode and chunk.
 
     Attributes:
         figures: (condition, figure of `FIGURES`) -> (N, K) means over the frames of a chunk; NaN where nothing was measured.
-        contrast: "world" and "truth" -> (N, K) standard deviation of a frame's grey values, mean over frames.
+        sharpness: (figure of `SHARPNESS`, "world" or "truth") -> (N, K) means over frames: the standard deviation of a frame's grey
+            values, and how much neighbouring ones differ.
         visible_share: (N, K) share of true pixels that the first frame shows too.
         tiles: rows of pictures for the contact sheet.
         finite: no NaN or infinity in any carried state.
     """
 
     figures: dict[tuple[str, str], np.ndarray]
-    contrast: dict[str, np.ndarray]
+    sharpness: dict[tuple[str, str], np.ndarray]
     visible_share: np.ndarray
     tiles: list[list[np.ndarray]]
     finite: bool
-
-
-def plan(episodes: int, chunks: int, seed: int, device: str | torch.device = "cpu") -> Plan:
-    """Draws `episodes` held-out rooms with a path of `chunks` chunks through each."""
-    if episodes < 2 or chunks < 1 or seed < 0:
-        raise ValueError(
-            f"got episodes={episodes}, chunks={chunks}, seed={seed}; wanted at least 2 episodes (one drives the other in the control "
-            "'shuffled'), at least 1 chunk and a seed of 0 or more"
-        )
-    seeds = [HELD_OUT + seed + i for i in range(episodes)]
-    scenes = sample_scenes(seeds, device)
-    starts = sample_starts(scenes, seeds)
-    twists = sample_twists(scenes, starts, seeds, chunks)
-    origin = torch.eye(4, dtype=torch.float64, device=starts.device).expand(episodes, 4, 4)
-    driven = {"world": twists, "shuffled": twists.roll(-1, 0), "reversed": -twists}
-    drives = {name: twist_paths(origin, t)[:, 1:].unflatten(1, (chunks, -1)) for name, t in driven.items()}
-    return Plan(seeds, scenes, twist_paths(starts, twists), drives)
 
 
 def reconstruct(world: WorldModel, video: Tensor) -> Tensor:
@@ -132,7 +98,7 @@ def reconstruct(world: WorldModel, video: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def imagine(world: WorldModel, batch: Plan) -> Iterator[tuple[dict[str, Tensor], Render, Tensor, bool]]:
+def imagine(world: WorldModel, batch: Episodes) -> Iterator[tuple[dict[str, Tensor], Render, Tensor, bool]]:
     """Plays a batch of episodes chunk by chunk.
 
     The true video of the batch is held in memory, imagined frames one chunk at a time.
@@ -171,7 +137,7 @@ def compare(frames: Tensor, truth: Tensor, visible: Tensor, counted: Tensor) -> 
     return {name: value.masked_fill(~counted, math.nan).nanmean(1).cpu().numpy() for name, value in values.items()}
 
 
-def measure(world: WorldModel, episodes: Plan, batch: int = 8) -> Measured:
+def measure(world: WorldModel, episodes: Episodes, batch: int = 8, label: str = "") -> Measured:
     """Imagines all episodes and compares them with the truth.
 
     Frames whose truth equals the first frame in every pixel (the camera has not moved yet) are left out of the fidelity figures:
@@ -179,11 +145,11 @@ def measure(world: WorldModel, episodes: Plan, batch: int = 8) -> Measured:
     """
     n, chunks = len(episodes.seeds), episodes.drives["world"].shape[1]
     figures = {(condition, figure): np.full((n, chunks), np.nan) for condition in CONDITIONS for figure in FIGURES}
-    contrast = {name: np.full((n, chunks), np.nan) for name in ("world", "truth")}
+    sharpness = {(figure, name): np.full((n, chunks), np.nan) for figure in SHARPNESS for name in ("world", "truth")}
     visible_share, finite = np.full((n, chunks), np.nan), True
     tiles: list[list[np.ndarray]] = [[] for _ in range(min(n, SHEET_ROWS))]
     shown = spread(chunks, SHEET_CHUNKS)
-    with tqdm(total=n * chunks, unit="chunk", desc="fidelity") as bar:
+    with tqdm(total=n * chunks, unit="chunk", desc=f"fidelity {label}".strip()) as bar:
         for start in range(0, n, batch):
             rows = slice(start, min(start + batch, n))
             for k, (frames, truth, visible, good) in enumerate(imagine(world, episodes[rows])):
@@ -191,20 +157,15 @@ def measure(world: WorldModel, episodes: Plan, batch: int = 8) -> Measured:
                 for condition, video in frames.items():
                     for figure, value in compare(video, truth.rgb, visible, moved).items():
                         figures[condition, figure][rows, k] = value
-                for name, video in (("world", frames["world"]), ("truth", truth.rgb)):
-                    contrast[name][rows, k] = metrics.contrast(video).mean(1).cpu()
+                for (figure, name), values in sharpness.items():
+                    values[rows, k] = SHARPNESS[figure](frames["world"] if name == "world" else truth.rgb).mean(1).cpu()
                 visible_share[rows, k] = visible.double().mean((1, 2, 3)).cpu()
                 finite = finite and good
                 if k in shown:
                     for i, row in enumerate(tiles[rows]):
                         row += [video[i, -1].cpu().numpy() for video in (truth.rgb, frames["world"], frames["still"])]
                 bar.update(rows.stop - rows.start)
-    return Measured(figures, contrast, visible_share, tiles, finite)
-
-
-def spread(chunks: int, most: int) -> list[int]:
-    """At most `most` chunk indices, evenly spread from the first to the last."""
-    return sorted({round(i) for i in np.linspace(0, chunks - 1, min(chunks, most))})
+    return Measured(figures, sharpness, visible_share, tiles, finite)
 
 
 def share_closed(world: float | None, still: float | None, autoencoder: float | None) -> float | None:
@@ -224,7 +185,7 @@ def weights_digest(world: WorldModel) -> str:
     return digest.hexdigest()
 
 
-def report(measured: Measured) -> dict:
+def summarise(measured: Measured) -> dict:
     """The figures per chunk as plain numbers: means over episodes with standard errors and 95 % intervals."""
 
     def per_chunk(values: np.ndarray) -> list[dict]:
@@ -240,14 +201,17 @@ def report(measured: Measured) -> dict:
     }
     # Paired: the difference within each episode, whose spread is far smaller than that between rooms.
     lead = {c: per_chunk(measured.figures["world", "psnr_db"] - measured.figures[c, "psnr_db"]) for c in CONDITIONS if c != "world"}
-    contrast: dict[str, list] = {name: per_chunk(values) for name, values in measured.contrast.items()}
-    for name, values in measured.contrast.items():
-        contrast[f"{name}_ratio_to_chunk_1"] = [float(x / values[:, 0].mean()) if values[:, 0].any() else None for x in values.mean(0)]
+    sharpness: dict[str, dict[str, list]] = {figure: {} for figure in SHARPNESS}
+    for (figure, name), values in measured.sharpness.items():
+        sharpness[figure][name] = per_chunk(values)
+    for figure, rows in sharpness.items():
+        world, truth = (measured.sharpness[figure, name].mean(0) for name in ("world", "truth"))
+        rows["world_over_truth"] = [float(w / t) if t else None for w, t in zip(world, truth, strict=True)]
     return {
         "figures": figures,
         "share_of_distance_closed": share,
         "world_minus_control_psnr_db": lead,
-        "frame_standard_deviation": contrast,
+        **sharpness,
         "visible_share": per_chunk(measured.visible_share),
         "finite": measured.finite,
     }
@@ -265,7 +229,7 @@ def table(result: dict, chunks: int) -> str:
         lines.append(figure)
         for condition, cells in conditions.items():
             row(condition, cells)
-    for title in ("share_of_distance_closed", "world_minus_control_psnr_db", "frame_standard_deviation"):
+    for title in ("share_of_distance_closed", "world_minus_control_psnr_db", *SHARPNESS):
         lines.append(title)
         for label, cells in result[title].items():
             row(label, cells)
@@ -280,37 +244,51 @@ def _cell(value: dict | float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
+def share_table(results: dict[str, dict], chunks: int) -> str:
+    """The share of the distance closed, one row per kind of rooms, side by side."""
+    shown = spread(chunks, 8)
+    rows = [[rooms, *(_percent(result["share_of_distance_closed"]["psnr_db"][k]) for k in shown)] for rooms, result in results.items()]
+    return report.markdown_table(["distance closed", *(f"chunk {k + 1}" for k in shown)], rows)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f} %"
+
+
 def run(config: FidelityConfig) -> int:
-    """Measures a world, prints the table, writes report, page, curves and contact sheet. Returns 1 if a state was not finite, else 0.
+    """Measures a world, prints the tables, writes report, page, curves and contact sheets. Returns 1 if a state was not finite, else 0.
 
     Two runs on one machine write equal bytes: the report holds no times.
     """
-    from . import report as reports
     from .contact_sheet import contact_sheet
 
     if config.batch < 1:
         raise ValueError(f"got batch={config.batch}; wanted at least 1")
-    episodes = plan(config.episodes, config.chunks, config.seed, config.device)
+    check_rooms(config.rooms)
+    drawn = {rooms: draw_episodes(config.episodes, config.chunks, config.seed, rooms, config.device) for rooms in config.rooms}
     world = WorldModel.load(config.world, device=config.device)
-    measured = measure(world, episodes, config.batch)
-    result = report(measured)
-    header = {
-        "config": {k: v for k, v in asdict(config).items() if k not in ("json", "out")},
-        "held_out_seeds": [episodes.seeds[0], episodes.seeds[-1]],
-    } | reports.provenance(world)
+    header = {"config": {k: v for k, v in asdict(config).items() if k not in ("json", "out")}} | report.provenance(world)
+    folder = config.out or config.json.parent
+    folder.mkdir(parents=True, exist_ok=True)
     config.json.parent.mkdir(parents=True, exist_ok=True)
-    config.json.write_text(json.dumps(header | result, indent=1, allow_nan=False) + "\n")
     columns = [f"{k + 1}: {name}" for k in spread(config.chunks, SHEET_CHUNKS) for name in ("truth", "world", "still")]
-    sheet = (config.out or config.json.parent) / f"{config.json.stem}.png"
-    sheet.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(measured.tiles, [f"room {config.seed + i}" for i in range(len(measured.tiles))], columns).save(sheet)
-    curves, page = (config.json.with_name(config.json.stem + end) for end in ("-curves.png", ".md"))
     titles = {"psnr_db": "PSNR to the truth, dB", "ssim": "SSIM to the truth"}
-    reports.plot_over_time({title: {c: measured.figures[c, f] for c in CONDITIONS} for f, title in titles.items()}, "chunk", curves)
-    text = table(result, config.chunks)
-    reports.write_page(page, "Fidelity", header, [("Figures", f"```\n{text}\n```")], [curves, sheet])
-    print(text)
-    print(f"wrote {config.json}, {page} and {sheet}")
-    if not measured.finite:
+    results, sections, pictures = {}, [], []
+    for rooms in config.rooms:
+        measured = measure(world, drawn[rooms], config.batch, rooms)
+        results[rooms] = summarise(measured)
+        sheet, curves = folder / f"{config.json.stem}-{rooms}.png", config.json.with_name(f"{config.json.stem}-{rooms}-curves.png")
+        contact_sheet(measured.tiles, label_rooms(rooms, config.seed, len(measured.tiles)), columns).save(sheet)
+        report.plot_over_time({title: {c: measured.figures[c, f] for c in CONDITIONS} for f, title in titles.items()}, "chunk", curves)
+        sections.append((f"Rooms: {rooms}", f"```\n{table(results[rooms], config.chunks)}\n```"))
+        pictures += [curves, sheet]
+    config.json.write_text(json.dumps(header | results, indent=1, allow_nan=False) + "\n")
+    text = share_table(results, config.chunks)
+    report.write_page(page := config.json.with_suffix(".md"), "Fidelity", header, [("Distance closed", text), *sections], pictures)
+    for heading, figures in sections:
+        print(f"{heading}\n{figures.strip('`').strip()}\n")
+    print(f"{text}\nwrote {config.json}, {page}, {', '.join(map(str, pictures[1::2]))}")
+    finite = all(result["finite"] for result in results.values())
+    if not finite:
         print("NaN or infinity in the carried state: the figures are void")
-    return 0 if measured.finite else 1
+    return 0 if finite else 1

@@ -37,13 +37,16 @@ from ..rooms import default_intrinsics
 from ..rooms.paths import CHUNK_FRAMES
 from ..rooms.render import render
 from . import metrics, report
-from .fidelity import SHEET_CHUNKS, SHEET_ROWS, Plan, plan, spread
+from .episodes import Episodes, Rooms, check_rooms, draw_episodes, label_rooms, spread
+from .fidelity import SHEET_CHUNKS, SHEET_ROWS
 from .poses import ALIGNMENTS, FIGURES, Alignment, compare
 from .tracking import GAP, track
 
 HORIZONS = (1, 10, 40)
 CONTROLS = ("shuffled", "reversed", "mirrored", "still")
-CONDITIONS = ("world", "truth", *CONTROLS, "world, by frames", "truth, by frames")
+BY_FRAMES = ", by frames"
+TRACKS = ("world", "truth", "world" + BY_FRAMES, "truth" + BY_FRAMES)
+CONDITIONS = ("world", "truth", *CONTROLS, "world" + BY_FRAMES, "truth" + BY_FRAMES)
 MIRROR = np.diag([-1.0, 1.0, 1.0, 1.0])
 NAMES = {"rot_err_deg": "RotErr °", "trans_err_m": "TransErr m", "cam_mc": "CamMC"}
 BOOTSTRAPS = 2000
@@ -55,14 +58,16 @@ class FollowConfig:
 
     world: str = "rooms"
     """name of a bundled world, or the folder of a trained one"""
+    rooms: tuple[Rooms, ...] = ("home", "held-out")
+    """home rooms, which the bundled world was trained in most, on paths it never saw; or rooms that training never saw; or both"""
     episodes: int = 8
-    """held-out rooms per seed, one episode each; at least 2 in all"""
+    """per seed and kind of rooms; at least 2 in all"""
     chunks: int = 40
     """chunks of 24 frames per episode"""
     seeds: int = 3
     """repeats, each with rooms, paths and noise of its own; the interval is over the episodes of all"""
     seed: int = 1000
-    """the first room is the held-out room of this number; training never sees held-out rooms"""
+    """number of the first room"""
     json: Path = Path("follow.json")
     """the report; a page (.md) and pictures (.png) of the same name go beside it"""
     alignment: Alignment = "none"
@@ -107,8 +112,11 @@ def controls(estimated: Array) -> dict[str, Array]:
 
 
 @torch.inference_mode()
-def watch(world: WorldModel, episodes: Plan, batch: int, bar: tqdm) -> Followed:
-    """Imagines all episodes along their commanded paths, and estimates poses from every `GAP`-th frame of world and truth."""
+def watch(world: WorldModel, episodes: Episodes, batch: int, bar: tqdm, tracks: Sequence[str] = TRACKS) -> Followed:
+    """Imagines all episodes along their commanded paths, and estimates poses from every `GAP`-th frame.
+
+    tracks: which of `TRACKS` are estimated, "world" among them; each takes as long as the imagination.
+    """
     chunks, size = episodes.drives["world"].shape[1], world.config.image_size
     shown = [3 * (k + 1) for k in spread(chunks, SHEET_CHUNKS)]  # the last frame of these chunks
     paths: dict[str, list[Array]] = {}
@@ -125,9 +133,9 @@ def watch(world: WorldModel, episodes: Plan, batch: int, bar: tqdm) -> Followed:
             imagined.append(frames[:, GAP - 1 :: GAP])
             bar.update(len(part.seeds))
         videos["world"] = torch.cat(imagined, 1)  # (B, E, H, W, 3)
-        for name, video in videos.items():
-            for label, with_room in ((name, True), (f"{name}, by frames", False)):
-                paths.setdefault(label, []).append(track(video, part.scenes, part.path[:, 0], intrinsics, with_room))
+        for label in tracks:
+            video, with_room = videos[label.removesuffix(BY_FRAMES)], not label.endswith(BY_FRAMES)
+            paths.setdefault(label, []).append(track(video, part.scenes, part.path[:, 0], intrinsics, with_room))
         for i in range(min(len(part.seeds), SHEET_ROWS - len(tiles))):
             tiles.append([videos[name][i, e].cpu().numpy() for e in shown for name in ("truth", "world")])
     commanded = np.stack([relative_to_first(path) for path in episodes.path[:, ::GAP].cpu().numpy()])
@@ -206,36 +214,40 @@ def says(alignment: Alignment, rows: int) -> str:
 
 
 def run(config: FollowConfig) -> int:
-    """Measures, prints the table, writes report, page, plot and contact sheet. Two runs write an equal report."""
+    """Measures, prints the tables, writes report, page, plots and contact sheets. Two runs write an equal report."""
     from .contact_sheet import contact_sheet
 
     if config.seeds < 1 or config.batch < 1:
         raise ValueError(f"got seeds={config.seeds}, batch={config.batch}; wanted at least 1 of each")
+    check_rooms(config.rooms)
     horizons = [h for h in HORIZONS if h < config.chunks] + [config.chunks]
     count = config.seeds * config.episodes
-    episodes = plan(count, config.chunks, config.seed, config.device)
+    drawn = {rooms: draw_episodes(count, config.chunks, config.seed, rooms, config.device) for rooms in config.rooms}
     world = WorldModel.load(config.world, device=config.device)
-    with tqdm(total=count * config.chunks, unit="chunk", desc="follow") as bar:
-        followed = watch(world, episodes, config.batch, bar)
-    result = summarise(followed, horizons, config.seeds)
     header = {
         "config": {k: v for k, v in asdict(config).items() if k != "json"},
-        "held_out_seeds": [episodes.seeds[0], episodes.seeds[-1]],
         "estimator": "dense tracking against the frame before and the exact room; 'by frames' against the frame before alone",
         "frame_indices": [0, config.chunks * CHUNK_FRAMES, GAP],
         "intrinsics_px": list(default_intrinsics(world.config.image_size)),
     } | report.provenance(world)
     config.json.parent.mkdir(parents=True, exist_ok=True)
-    config.json.write_text(json.dumps(header | {"errors": result}, indent=1, allow_nan=False) + "\n")
-    sheet, curves, page = (config.json.with_name(config.json.stem + end) for end in ("-frames.png", "-errors.png", ".md"))
     columns = [f"{k + 1}: {name}" for k in spread(config.chunks, SHEET_CHUNKS) for name in ("truth", "world")]
-    contact_sheet(followed.tiles, [f"room {config.seed + i}" for i in range(len(followed.tiles))], columns).save(sheet)
-    report.plot_over_time(
-        curve_panels(followed, config.alignment), "chunk", curves, np.arange(1, followed.commanded.shape[1]) * GAP / CHUNK_FRAMES
-    )
-    text = table(result, config.alignment)
-    report.write_page(page, "Action following", header, [("Errors", says(config.alignment, count) + "\n\n" + text)], [curves, sheet])
-    print(text)
+    places = np.arange(1, 1 + config.chunks * CHUNK_FRAMES // GAP) * GAP / CHUNK_FRAMES
+    results, sections, pictures = {}, [], []
+    for rooms in config.rooms:
+        with tqdm(total=count * config.chunks, unit="chunk", desc=f"follow {rooms}") as bar:
+            followed = watch(world, drawn[rooms], config.batch, bar)
+        results[rooms] = {"errors": summarise(followed, horizons, config.seeds)}
+        sheet, curves = (config.json.with_name(f"{config.json.stem}-{rooms}-{end}.png") for end in ("frames", "errors"))
+        contact_sheet(followed.tiles, label_rooms(rooms, config.seed, len(followed.tiles)), columns).save(sheet)
+        report.plot_over_time(curve_panels(followed, config.alignment), "chunk", curves, places)
+        text = table(results[rooms]["errors"], config.alignment)
+        sections.append((f"Rooms: {rooms}", text))
+        pictures += [curves, sheet]
+        print(f"Rooms: {rooms}\n{text}\n")
+    config.json.write_text(json.dumps(header | results, indent=1, allow_nan=False) + "\n")
+    page = config.json.with_suffix(".md")
+    report.write_page(page, "Action following", header, [("How to read this", says(config.alignment, count)), *sections], pictures)
     print(says(config.alignment, count))
     print(f"wrote {config.json}, {page}")
     return 0

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sana_wm_env.evaluation import metrics
 from sana_wm_env.evaluation.contact_sheet import contact_sheet
-from sana_wm_env.evaluation.fidelity import Plan, plan
+from sana_wm_env.evaluation.episodes import Episodes, draw_episodes
 from sana_wm_env.generate import Schedule, imagined
 from sana_wm_env.model.config import VARIANTS, Variant
 from sana_wm_env.model.sampler import CLIP_SHIFT, shifted_sigmas
@@ -61,7 +61,7 @@ def worlds(config: VariantsConfig) -> Iterator[tuple[str, WorldModel]]:
             yield f"{variant}, weights of {stage}", WorldModel(settings, network, world.autoencoder, world.text_encoder, variant)
 
 
-def clip(world: WorldModel, episodes: Plan, truth: Tensor, schedule: Schedule) -> Tensor:
+def clip(world: WorldModel, episodes: Episodes, truth: Tensor, schedule: Schedule) -> Tensor:
     """Frames uint8 (N, 24 K, H, W, 3) that a world imagines behind the first true ones."""
     intrinsics = torch.tensor(default_intrinsics(world.config.image_size)).expand(len(truth), 4)
     generators = [torch.Generator().manual_seed(seed) for seed in episodes.seeds]
@@ -73,7 +73,7 @@ def clip(world: WorldModel, episodes: Plan, truth: Tensor, schedule: Schedule) -
 
 def main(config: VariantsConfig) -> None:
     """Prints PSNR per chunk, and the paired difference to the first variant."""
-    episodes = plan(config.episodes, config.chunks, config.seed)
+    episodes = draw_episodes(config.episodes, config.chunks, config.seed)
     size = WorldModel.load(config.world).config.image_size
     intrinsics = torch.tensor(default_intrinsics(size)).expand(config.episodes, 4)
     truth = render(episodes.scenes, episodes.path, intrinsics, size).rgb

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from sana_wm_env.evaluation import fidelity
+from sana_wm_env.evaluation.episodes import Episodes, check_rooms, draw_episodes, label_rooms, spread
 from sana_wm_env.evaluation.metrics import PSNR_CEILING_DB
 from sana_wm_env.model.autoencoder import Autoencoder, AutoencoderConfig
-from sana_wm_env.rooms import HELD_OUT, default_intrinsics
+from sana_wm_env.rooms import HELD_OUT, HOME, default_intrinsics
 from sana_wm_env.rooms.paths import sample_starts
 from sana_wm_env.rooms.render import render
 from sana_wm_env.rooms.scene import sample_scenes
@@ -56,8 +57,8 @@ class Still(Oracle):
 
 
 @pytest.fixture(scope="module")
-def episodes() -> fidelity.Plan:
-    return fidelity.plan(episodes=3, chunks=2, seed=5)
+def episodes() -> Episodes:
+    return draw_episodes(count=3, chunks=2, seed=5)
 
 
 def test_plan_takes_held_out_rooms_and_relative_poses(episodes):
@@ -69,15 +70,24 @@ def test_plan_takes_held_out_rooms_and_relative_poses(episodes):
     assert torch.equal(episodes.drives["shuffled"][2], episodes.drives["world"][0])
 
 
-@pytest.mark.parametrize("wrong", [{"episodes": 1}, {"chunks": 0}, {"seed": -1}])
+def test_episodes_at_home_take_paths_that_training_never_saw():
+    home, away = (draw_episodes(count=3, chunks=2, seed=46, rooms=rooms) for rooms in ("home", "held-out"))
+    assert home.scenes.captions == sample_scenes([HOME[46], HOME[47], HOME[0]]).captions
+    assert home.seeds == away.seeds and min(home.seeds) >= HELD_OUT
+    assert label_rooms("home", 46, 3) == ["home 46", "home 47", "home 0"]
+    with pytest.raises(ValueError, match="home, held-out, or both"):
+        check_rooms(("home", "home"))
+
+
+@pytest.mark.parametrize("wrong", [{"count": 1}, {"chunks": 0}, {"seed": -1}])
 def test_plan_refuses_what_cannot_be_measured(wrong):
     with pytest.raises(ValueError, match="at least 2 episodes"):
-        fidelity.plan(**({"episodes": 2, "chunks": 1, "seed": 0} | wrong))
+        draw_episodes(**({"count": 2, "chunks": 1, "seed": 0} | wrong))
 
 
 def test_a_world_that_knows_the_truth_closes_the_whole_distance(episodes):
     measured = fidelity.measure(Oracle(), episodes, batch=2)
-    result = fidelity.report(measured)
+    result = fidelity.summarise(measured)
     for k in range(2):
         psnr = {condition: cells[k]["mean"] for condition, cells in result["figures"]["psnr_db"].items()}
         assert psnr["world"] == psnr["autoencoder"] == pytest.approx(PSNR_CEILING_DB)
@@ -86,19 +96,20 @@ def test_a_world_that_knows_the_truth_closes_the_whole_distance(episodes):
         for control in ("still", "shuffled", "reversed"):
             assert psnr[control] < 35
             assert result["world_minus_control_psnr_db"][control][k]["mean"] == pytest.approx(psnr["world"] - psnr[control])
-        assert result["frame_standard_deviation"]["world"][k] == result["frame_standard_deviation"]["truth"][k]
+        for figure in fidelity.SHARPNESS:
+            assert result[figure]["world"][k] == result[figure]["truth"][k] and result[figure]["world_over_truth"][k] == 1
         assert 0 < result["visible_share"][k]["mean"] < 1
     assert result["finite"]
 
 
 def test_a_world_that_never_moves_closes_nothing(episodes):
-    result = fidelity.report(fidelity.measure(Still(), episodes, batch=3))
+    result = fidelity.summarise(fidelity.measure(Still(), episodes, batch=3))
     assert result["share_of_distance_closed"]["psnr_db"] == pytest.approx([0, 0])
     assert result["figures"]["psnr_db"]["world"] == result["figures"]["psnr_db"]["still"] == result["figures"]["psnr_db"]["shuffled"]
 
 
 def test_the_batch_does_not_change_the_report(episodes):
-    reports = [fidelity.report(fidelity.measure(Oracle(), episodes, batch)) for batch in (1, 2)]
+    reports = [fidelity.summarise(fidelity.measure(Oracle(), episodes, batch)) for batch in (1, 2)]
     assert json.dumps(reports[0]) == json.dumps(reports[1])
 
 
@@ -106,10 +117,10 @@ def test_frames_before_the_camera_moves_do_not_count(episodes):
     path = episodes.path.clone()
     path[2, 1:25] = path[2, :1]  # episode 2 stands still for its first chunk
     drives = {name: drive.clone() for name, drive in episodes.drives.items()}
-    measured = fidelity.measure(Oracle(), fidelity.Plan(episodes.seeds, episodes.scenes, path, drives), batch=3)
+    measured = fidelity.measure(Oracle(), Episodes(episodes.seeds, episodes.scenes, path, drives), batch=3)
     still = measured.figures["still", "psnr_db"]
     assert np.isnan(still[2, 0]) and np.isfinite(still[2, 1])
-    assert fidelity.report(measured)["figures"]["psnr_db"]["still"][0]["episodes"] == np.isfinite(still[:, 0]).sum() < 3
+    assert fidelity.summarise(measured)["figures"]["psnr_db"]["still"][0]["episodes"] == np.isfinite(still[:, 0]).sum() < 3
 
 
 def test_nan_in_a_carried_state_is_noticed(episodes):
@@ -117,7 +128,7 @@ def test_nan_in_a_carried_state_is_noticed(episodes):
         def step(self, state, c2w):
             return super().step(state, c2w)[0], torch.full((2,), float("nan"))
 
-    short = fidelity.plan(episodes=2, chunks=1, seed=5)
+    short = draw_episodes(count=2, chunks=1, seed=5)
     assert not fidelity.measure(Broken(), short).finite
     assert fidelity.measure(Still(), short).finite
 
@@ -136,8 +147,8 @@ def test_reconstruction_runs_the_real_autoencoder_one_clip_at_a_time():
 
 
 def test_spread_and_share():
-    assert fidelity.spread(3, 5) == [0, 1, 2]
-    assert fidelity.spread(40, 5) == [0, 10, 20, 29, 39]
+    assert spread(3, 5) == [0, 1, 2]
+    assert spread(40, 5) == [0, 10, 20, 29, 39]
     assert fidelity.share_closed(world=22.0, still=20.0, autoencoder=30.0) == pytest.approx(0.2)
     assert fidelity.share_closed(world=18.0, still=20.0, autoencoder=30.0) == pytest.approx(-0.2)
     assert fidelity.share_closed(world=22.0, still=30.0, autoencoder=30.0) is None

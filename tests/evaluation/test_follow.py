@@ -10,7 +10,7 @@ from tqdm import tqdm
 from sana_wm_env import cli
 from sana_wm_env.camera import step_twists, twist_path
 from sana_wm_env.evaluation import follow
-from sana_wm_env.evaluation.fidelity import Plan, plan
+from sana_wm_env.evaluation.episodes import Episodes, draw_episodes
 from sana_wm_env.evaluation.poses import ALIGNMENTS
 from sana_wm_env.rooms import default_intrinsics
 from sana_wm_env.rooms.paths import sample_starts, twist_paths
@@ -45,13 +45,13 @@ class Oracle:
 
 
 @pytest.fixture(scope="module")
-def episodes() -> Plan:
+def episodes() -> Episodes:
     """Three rooms; each camera walks, turns and rises a little: of the walks that training draws some stand still."""
-    drawn = plan(episodes=3, chunks=1, seed=40)
+    drawn = draw_episodes(count=3, chunks=1, seed=40)
     twists = torch.tensor([[0.1, 0, 0.4, 0, 0.2, 0], [-0.2, -0.1, 0.2, 0.05, -0.2, 0], [0.3, 0, -0.1, 0, -0.1, 0.05]])[:, None]
     origin = torch.eye(4, dtype=torch.float64).expand(3, 4, 4)
     drives = {"world": twist_paths(origin, twists)[:, 1:].unflatten(1, (1, -1))}
-    return Plan(drawn.seeds, drawn.scenes, twist_paths(drawn.path[:, 0], twists), drives)
+    return Episodes(drawn.seeds, drawn.scenes, twist_paths(drawn.path[:, 0], twists), drives)
 
 
 def watched(world, episodes) -> follow.Followed:
@@ -123,12 +123,15 @@ def test_the_command_measures_the_bundled_world(tmp_path, capsys):
     reports = [(tmp_path / name / "follow.json").read_bytes() for name in ("a", "b")]
     assert reports[0] == reports[1]
     report = json.loads(reports[0])
-    assert list(report["errors"]) == list(ALIGNMENTS) and list(report["errors"]["none"]) == ["1"]
-    cells = report["errors"]["none"]["1"]["rot_err_deg"]
-    assert set(cells["conditions"]) == set(follow.CONDITIONS) and len(cells["world_per_seed"]) == 2
-    assert cells["conditions"]["truth"]["mean"] < cells["conditions"]["world"]["mean"]
     page = (tmp_path / "a" / "follow.md").read_text()
-    assert "weights_sha256" in page and "follow-errors.png" in page
-    assert (tmp_path / "a" / "follow-frames.png").stat().st_size > 1000
+    assert "weights_sha256" in page
+    for rooms in ("home", "held-out"):
+        errors = report[rooms]["errors"]
+        assert list(errors) == list(ALIGNMENTS) and list(errors["none"]) == ["1"]
+        cells = errors["none"]["1"]["rot_err_deg"]
+        assert set(cells["conditions"]) == set(follow.CONDITIONS) and len(cells["world_per_seed"]) == 2
+        assert cells["conditions"]["truth"]["mean"] < cells["conditions"]["world"]["mean"]
+        assert f"follow-{rooms}-errors.png" in page
+        assert (tmp_path / "a" / f"follow-{rooms}-frames.png").stat().st_size > 1000
     assert "truth, by frames" in capsys.readouterr().out
     assert cli.main(["evaluate", "follow", "--episodes", "1", "--seeds", "1", "--json", f"{tmp_path}/c.json"]) == 2

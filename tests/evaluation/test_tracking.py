@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from sana_wm_env.camera import relative_to_first
-from sana_wm_env.evaluation import fidelity
+from sana_wm_env.evaluation.episodes import Episodes, draw_episodes
 from sana_wm_env.evaluation.poses import pose_errors
 from sana_wm_env.evaluation.tracking import GAP, track
 from sana_wm_env.rooms import default_intrinsics
@@ -17,9 +17,9 @@ INTRINSICS = torch.tensor(default_intrinsics(SIZE)).expand(3, 4)
 
 
 @pytest.fixture(scope="module")
-def drive() -> tuple[fidelity.Plan, torch.Tensor, np.ndarray]:
+def drive() -> tuple[Episodes, torch.Tensor, np.ndarray]:
     """Three held-out rooms, two chunks: plan, true frames (3, 7, 64, 64, 3), true paths relative to the first frame."""
-    plan = fidelity.plan(episodes=3, chunks=2, seed=40)
+    plan = draw_episodes(count=3, chunks=2, seed=40)
     frames = render(plan.scenes, plan.path[:, ::GAP], INTRINSICS, SIZE).rgb
     return plan, frames, np.stack([relative_to_first(path) for path in plan.path[:, ::GAP].numpy()])
 
