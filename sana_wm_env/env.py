@@ -192,7 +192,8 @@ class SanaWMEnv(SessionEnv, gym.utils.EzPickle):
             raise ValueError(f"got dtype={dtype!r}; wanted one of {', '.join(map(repr, DTYPES))}")
         if precision is not None:
             check_precision(precision)
-        self.model_folder, self.device, self.offload, self.dtype, self.precision = resolve_world(world), device, offload, dtype, precision
+        self.model_folder, self.device, self.offload, self.dtype = resolve_world(world), device, offload, dtype
+        self.precision: Precision | None = precision
         config = load_config(self.model_folder)
         check_variant(config, "streaming")
         super().__init__(
