@@ -156,12 +156,8 @@ def session_bytes(
         network = Transformer(small).to(dtype)  # not by a default dtype, which other threads would see
         if precision:
             quantize(network, precision, exact=True)
-        words = torch.empty(1, config.text_tokens, config.text_width, dtype=dtype)
-        text = network.text_context(words, torch.ones(1, config.text_tokens, dtype=dtype))
-        state = network.commit(*_chunk(network, config.chunk + 1, grid, text, None), None)
-        for _ in range(max(config.num_cached_blocks, 2) - 1):
-            state = network.commit(*_chunk(network, config.chunk, grid, text, state), state)
-        chunk = _chunk(network, config.chunk, grid, text, state)
+        chunk, state = empty_session(network, grid)
+        text = chunk[1]
         peak, after = peak_of(lambda: network.commit(*chunk, state))
     kept = [set(map(id, tensors_of(block))) for block in state.blocks]
     made = [sum(t.nbytes for t in tensors_of(block) if id(t) not in old) for block, old in zip(after.blocks, kept, strict=True)]
@@ -171,6 +167,18 @@ def session_bytes(
     tables = sum(t.nbytes for t in tensors_of(chunk[2])) - sum(rays)
     # the old state lives until the new one is complete, so what all blocks make counts, and the pass above has counted two of them
     return _times(like, carried) + shared, peak - sum(made) + _times(like, made) + _times(like, rays) + tables
+
+
+def empty_session(network: Transformer, grid: tuple[int, int]) -> tuple[tuple[Tensor, TextContext, CameraContext], TransformerState]:
+    """A chunk for a network on the meta device, and the state before it, whose window is full: sizes without values."""
+    config = network.config
+    with torch.device("meta"), torch.no_grad():
+        words = torch.empty(1, config.text_tokens, config.text_width, dtype=network.dtype)
+        text = network.text_context(words, torch.ones(1, config.text_tokens, dtype=network.dtype))
+        state = network.commit(*_chunk(network, config.chunk + 1, grid, text, None), None)
+        for _ in range(max(config.num_cached_blocks, 2) - 1):
+            state = network.commit(*_chunk(network, config.chunk, grid, text, state), state)
+        return _chunk(network, config.chunk, grid, text, state), state
 
 
 def decoder_bytes(config: WorldConfig, dtype: torch.dtype) -> tuple[int, int, int]:

@@ -112,17 +112,23 @@ def find_layers(transformer: Transformer, precision: Precision, layers: Collecti
     found = []
     for i, block in enumerate(transformer.blocks):
         for name in LAYERS:
-            outputs, inputs = block.get_submodule(name).unpacked().shape
+            outputs, inputs = weight_of(block, name).shape
             if name in layers and outputs % MULTIPLE == inputs % MULTIPLE == inputs % FORMATS[precision].block == 0:
                 found.append(f"blocks.{i}.{name}")
     return found
 
 
+def weight_of(network: nn.Module, name: str) -> Tensor:
+    """The matrix (outputs, inputs) of a layer; of a quantised one in float32 and without its scale."""
+    layer = network.get_submodule(name)
+    assert isinstance(layer, Packed)
+    return layer.unpacked()
+
+
 def _replace(transformer: nn.Module, name: str, precision: Precision, exact: bool = False) -> None:
     owner, _, child = name.rpartition(".")
-    wide: Any = transformer.get_submodule(name)
-    assert isinstance(wide, Packed)
-    setattr(transformer.get_submodule(owner), child, QuantizedLinear(wide.unpacked().detach(), wide.bias, precision, exact))
+    weight, bias = weight_of(transformer, name).detach(), transformer.get_submodule(name).bias
+    setattr(transformer.get_submodule(owner), child, QuantizedLinear(weight, bias, precision, exact))  # type: ignore[arg-type]
 
 
 # ---- files

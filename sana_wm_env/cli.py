@@ -72,6 +72,7 @@ COMMANDS: dict[str, Command | Group] = {
         },
     ),
     "doctor": Command("What this machine has, and which worlds run on it.", "doctor:run"),
+    "roofline": Command("The least time of a step on named GPUs, by precision, on paper.", "roofline:run"),
     "download": Command("Fetch a published checkpoint; --dry-run lists files, bytes and licences first.", "download:run"),
     "checkpoint": Group(
         "Weights in files: the names they must have, what they hold, other layouts.",

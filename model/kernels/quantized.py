@@ -57,6 +57,11 @@ class QuantizedLinear(Packed, nn.Module):
         """The values of codes and block scales, float32 (N, K)."""
         return unpack(self.weight, self.parts.block_scales, self.precision)
 
+    def pack(self) -> None:
+        """As any layer's. Integers are multiplied as they are stored."""
+        if self.precision != "int8":
+            super().pack()
+
     def forward(self, x: Tensor) -> Tensor:
         return self._multiply(x).to(x.dtype)
 
