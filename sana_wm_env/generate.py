@@ -22,6 +22,7 @@ from sana_wm_env.model.cameras import STRIDE
 from sana_wm_env.model.checkpoint import check_variant, load_config, resolve_world
 from sana_wm_env.model.config import Variant, WorldConfig
 from sana_wm_env.model.image import fit_image, read_image
+from sana_wm_env.model.kernels.formats import Precision
 from sana_wm_env.model.sampler import CLIP_GUIDANCE, CLIP_SHIFT, CLIP_STEPS, STREAMING_SHIFT, shifted_sigmas
 from sana_wm_env.model.world import WorldModel, WorldState
 
@@ -78,6 +79,8 @@ class GenerateConfig:
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16"] | None = None
     """of all weights (default: the world's own)"""
+    precision: Precision | None = None
+    """quantise the transformer (default: as the world is stored)"""
     offload: dict[str, str] | None = None
     """other devices for the world's parts, such as: autoencoder cuda:1 text cpu; text release frees its memory once the text is encoded"""
 
@@ -99,7 +102,7 @@ def run(config: GenerateConfig) -> int:
     path = clip_path(config, settings)
     first, room = first_frame(config, settings, path)
     dtype = None if config.dtype is None else getattr(torch, config.dtype)
-    world = WorldModel.load(folder, config.device, dtype, config.offload, config.variant)
+    world = WorldModel.load(folder, config.device, dtype, config.offload, config.variant, config.precision)
     if config.variant == "streaming":
         world.config = replace(world.config, sigmas=schedule.sigmas)
     print(f"{len(path)} frames, {(len(path) - 1) / settings.fps:.1f} s, {config.variant}, {len(schedule.sigmas) - 1} steps, ", end="")

@@ -85,7 +85,7 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure(config: SpeedConfig) -> dict[str, Any]:
     """The figures."""
     sizes, before = preset(config.preset), torch.get_num_threads()
