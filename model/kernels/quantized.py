@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import tensor_cores
+from . import integers, tensor_cores
 from .formats import FORMATS, Parts, Precision, apply_block_scales, pack, unpack
 from .operations import Packed
 
@@ -63,13 +63,22 @@ class QuantizedLinear(Packed, nn.Module):
             super().pack()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._multiply(x).to(x.dtype)
+        return self._by_integers(x) if self._has_integers(x) else self._multiply(x).to(x.dtype)
 
     def forward_silu(self, x: Tensor) -> Tensor:
-        return F.silu(self._multiply(x)).to(x.dtype)
+        return self._by_integers(x, silu=True) if self._has_integers(x) else F.silu(self._multiply(x)).to(x.dtype)
 
     def forward_onto(self, base: Tensor, x: Tensor) -> Tensor:
-        return (base + self._multiply(x)).to(base.dtype)
+        return self._by_integers(x, base) if self._has_integers(x) else (base + self._multiply(x)).to(base.dtype)
+
+    def _has_integers(self, x: Tensor) -> bool:
+        """Whether the compiled path takes these activations."""
+        if self.precision != "int8" or getattr(_here, "wide", False) or torch.is_grad_enabled():
+            return False
+        return integers.can_multiply(x, self.outputs)
+
+    def _by_integers(self, x: Tensor, base: Tensor | None = None, silu: bool = False) -> Tensor:
+        return integers.multiply(x, self.weight, self._buffers["weight_scale"], self.bias, base, silu)  # type: ignore[arg-type]
 
     def _multiply(self, x: Tensor) -> Tensor:
         """X (B, ..., K) -> (B, ..., N) in float32, in bfloat16 from tensor cores."""
