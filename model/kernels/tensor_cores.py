@@ -61,7 +61,7 @@ def multiply(x: Tensor, weight: Parts, bias: Tensor | None, precision: Precision
 def _multiply(x: Parts, weight: Parts, bias: Tensor | None, precision: Precision) -> Tensor:
     """All rows of x (..., K), whose NVFP4 has one scale."""
     kinds, layouts = F.ScalingType, F.SwizzleType
-    a, b = x.numbers.flatten(0, -2), weight.numbers
+    a, b = x.numbers.flatten(0, -2).contiguous(), weight.numbers
     if precision == "fp8":
         assert x.scale is not None and weight.scale is not None
         scales, recipes, swizzles = ([x.scale.reshape(-1, 1)], [weight.scale.t()]), [kinds.RowWise], [layouts.NO_SWIZZLE]
@@ -94,7 +94,7 @@ def swizzle(block_scales: Tensor) -> Tensor:
 @cache
 def _encoder():
     """`encode` in one or two kernels: as separate operations it would take longer than the product."""
-    return torch.compile(encode, dynamic=False)
+    return torch.compile(encode)
 
 
 def _dotted(capability: tuple[int, int]) -> str:

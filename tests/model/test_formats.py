@@ -204,7 +204,10 @@ def test_torch_accepts_the_call_for_tensor_cores(precision):
         if weight.block_scales is not None:
             weight = weight._replace(block_scales=tensor_cores.swizzle(weight.block_scales))
         out = tensor_cores.multiply(torch.empty(2, 3, 880, 2240, dtype=torch.bfloat16), weight, torch.empty(2240), precision)
-    assert out.shape == (2, 3, 880, 2240) and out.dtype == torch.bfloat16
+        assert out.shape == (2, 3, 880, 2240) and out.dtype == torch.bfloat16
+        short = weight._replace(scale=weight.scale[:-5]) if precision == "fp8" else weight._replace(block_scales=weight.block_scales[:-512])
+        with pytest.raises((ValueError, RuntimeError), match="must have"):  # the checks are there
+            tensor_cores.multiply(torch.empty(2, 3, 880, 2240, dtype=torch.bfloat16), short, None, precision)
 
 
 @pytest.mark.slow
