@@ -47,6 +47,6 @@ for agent in (at_random, straight_there):
     print(f"{agent.__name__}: {outcome} after {info['chunk_index']} chunks, {info['distance_m']:.2f} m away; return {total:+.2f}")
 
 Path("out").mkdir(exist_ok=True)
-Image.fromarray(side_by_side(obs["image"][None], obs["goal_image"][None], ("arrived", "goal"))[0]).save("out/goal_task.png")
+Image.fromarray(side_by_side([obs["image"][None], obs["goal_image"][None]], ("arrived", "goal"))[0]).save("out/goal_task.png")
 env.close()
 print("wrote out/goal_task.png")

@@ -43,6 +43,7 @@ COMMANDS: dict[str, Command | Group] = {
         {
             "fidelity": Command("Imagined frames of held-out rooms against the true rendering.", "evaluation.fidelity:run"),
             "follow": Command("Does the imagined camera go where it was told? Against controls and the truth.", "evaluation.follow:run"),
+            "revisit": Command("Is a view still there when the camera comes back? Against one that never left.", "evaluation.memory:run"),
             "benchmark": Command("The one-minute benchmark, on rooms or on the published scenes; resumable.", "evaluation.benchmark:run"),
             "precision": Command("What FP8, NVFP4, MXFP8 and INT8 cost, against truth and wide world.", "evaluation.precision:run"),
             "poses": Command("An estimated camera path against the commanded one, in RotErr, TransErr, CamMC.", "evaluation.poses:run"),

@@ -32,11 +32,13 @@ from .env import FirstFrame
 from .evaluation.contact_sheet import side_by_side
 from .evaluation.metrics import psnr
 from .keys import in_words, keys_to_path
-from .recorder import VideoWriter, check_video_path, write_sidecar
+from .recorder import VideoWriter, check_video_path, enlarge, write_sidecar
 from .rooms import default_intrinsics
-from .rooms.room import Room, held_out_room, look, open_room, stands_clear
+from .rooms.floor_plan import draw_floor_plan
+from .rooms.room import Room, choose_room, look, stands_clear
 
 ROOMS_TRIED = 64
+PANEL_HEIGHT = 320
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,11 @@ class GenerateConfig:
     out: Path = Path("clip.mp4")
     """the video; poses and intrinsics are written beside it as .npz"""
     truth: bool = False
-    """show the true rendering of the same path on the right, and print how close the imagined frames come"""
+    """show the true rendering of the same path beside it, and print how close the imagined frames come"""
+    plan: bool = False
+    """show the room from above, with the way of the camera"""
+    rooms: Literal["home", "held-out"] = "home"
+    """start at home, in a room that the bundled world was trained in most; or in one that training never saw"""
     world: str = "rooms"
     """name of a bundled world, folder of a trained one, or a downloaded repository"""
     seed: int = 0
@@ -114,14 +120,14 @@ def run(config: GenerateConfig) -> int:
         [first.prompt],
         [torch.Generator().manual_seed(config.seed)],
     )
-    with VideoWriter(config.out, settings.fps, min_height=0 if config.truth else 256) as video:
-        video.write(composed(first.image[None], first.image[None] if config.truth else None))
+    shows = Panels(config, room, first, path, settings.image_size)
+    with VideoWriter(config.out, settings.fps, min_height=0 if shows.several else 256) as video:
+        video.write(shows.compose(first.image[None], 0))
         for new in imagined(world, state, torch.from_numpy(path)[None], schedule):
-            frames, true = new[0].cpu().numpy(), None
-            if room is not None and config.truth:
-                true = look(room, path[done : done + len(frames)], first.intrinsics_px, settings.image_size)
-                scores.append(psnr(new[0].cpu(), torch.from_numpy(true)).mean().item())
-            video.write(composed(frames, true))
+            frames = new[0].cpu().numpy()
+            video.write(shows.compose(frames, done))
+            if config.truth:
+                scores.append(psnr(new[0].cpu(), torch.from_numpy(shows.truth(done, len(frames)))).mean().item())
             done += len(frames)
         seconds = time.monotonic() - began
     played = {"keys": np.array(config.actions), "scheme": np.array(config.scheme)} if plays_keys(config) else {}
@@ -255,14 +261,15 @@ def first_frame(config: GenerateConfig, settings: WorldConfig, path: Array) -> t
         return picture(config, settings.image_size), None
     if settings.first_frames != "rooms":
         raise ValueError(f"got no --image; the world {settings.name!r} has no first frames of its own: wanted --image with --intrinsics")
-    room = find_room(config.seed, path)
+    room = find_room(config.seed, path, config.rooms)
     return view(room, config.prompt, settings.image_size), room
 
 
-def find_room(seed: int, path: Array) -> Room:
-    """The first held-out room from number `seed` on that a path (F, 4, 4) crosses without meeting anything; says so if it is later."""
+def find_room(seed: int, path: Array, rooms: Literal["home", "held-out"] = "home") -> Room:
+    """The first room from number `seed` on that a path (F, 4, 4) crosses without meeting anything; says so if it is later."""
+    wish = None if rooms == "home" else rooms
     for number in range(seed, seed + ROOMS_TRIED):
-        room = open_room(held_out_room(number))
+        room = choose_room(number, wish)
         if stands_clear(room, path).all():
             if number != seed:
                 print(f"in room {seed} the path would run into something; taking room {number}")
@@ -270,7 +277,7 @@ def find_room(seed: int, path: Array) -> Room:
     print(
         f"the path runs into something in each of the rooms {seed} to {seed + ROOMS_TRIED - 1}: room {seed} is shown from inside its walls"
     )
-    return open_room(held_out_room(seed))
+    return choose_room(seed, wish)
 
 
 def view(room: Room, prompt: str | None, size: tuple[int, int]) -> FirstFrame:
@@ -287,9 +294,29 @@ def picture(config: GenerateConfig, size: tuple[int, int]) -> FirstFrame:
     return FirstFrame(fitted, intrinsics, config.prompt or "")
 
 
-def composed(frames: np.ndarray, truth: np.ndarray | None) -> np.ndarray:
-    """The frames of the video: imagined alone, or beside the truth. uint8 (F, H, W, 3)."""
-    return frames if truth is None else side_by_side(frames, truth, ("imagined", "truth"))
+class Panels:
+    """What stands beside the imagined frames: the truth, and the room from above, as the flags ask."""
+
+    def __init__(self, config: GenerateConfig, room: Room | None, first: FirstFrame, path: Array, size: tuple[int, int]):
+        self.room, self.path, self.intrinsics_px, self.size = room, path, first.intrinsics_px, size
+        self.shows_truth, self.several = config.truth, room is not None and (config.truth or config.plan)
+        height = len(enlarge(first.image, PANEL_HEIGHT))
+        self.plan = None if room is None or not config.plan else draw_floor_plan(room, path, height)
+
+    def truth(self, begin: int, count: int) -> np.ndarray:
+        """`count` true frames from frame `begin` on, uint8 (F, H, W, 3)."""
+        if self.room is None:
+            raise ValueError("nobody knows the truth behind a picture")
+        return look(self.room, self.path[begin : begin + count], self.intrinsics_px, self.size)
+
+    def compose(self, frames: np.ndarray, begin: int) -> np.ndarray:
+        """Imagined frames from frame `begin` on, uint8 (F, H, W, 3), with what stands beside them."""
+        panels = {f"imagined ({frames.shape[1]} px, enlarged)": frames}
+        if self.shows_truth:
+            panels["truth"] = self.truth(begin, len(frames))
+        if self.plan is not None:
+            panels["where the camera is"] = self.plan[begin : begin + len(frames)]
+        return side_by_side(list(panels.values()), list(panels), PANEL_HEIGHT) if self.several else frames
 
 
 def _check_flags(config: GenerateConfig) -> None:
@@ -304,5 +331,6 @@ def _check_flags(config: GenerateConfig) -> None:
             f"got --image with {'both' if camera else 'neither'} of --intrinsics and --fov-deg; wanted one of them, such as "
             "--intrinsics 800 800 640 360 in the picture's pixels or --fov-deg 65 across its width; --intrinsics moge has them estimated"
         )
-    if config.image is not None and config.truth:
-        raise ValueError("got --truth with --image; nobody knows the truth behind a picture: leave one of them out")
+    if config.image is not None and (config.truth or config.plan):
+        flag = "--truth" if config.truth else "--plan"
+        raise ValueError(f"got {flag} with --image; nobody knows the truth behind a picture: leave one of them out")

@@ -14,6 +14,7 @@ from sana_wm_env.evaluation.contact_sheet import LABEL_PX, MARGIN_PX
 from sana_wm_env.keys import keys_to_path
 from sana_wm_env.model.checkpoint import load_config, resolve_world
 from sana_wm_env.model.config import VARIANTS
+from sana_wm_env.rooms.floor_plan import CAMERA, draw_floor_plan
 from sana_wm_env.rooms.room import look, stands_clear
 
 WORLD = gym.registry["SanaWM-v0"].kwargs.get("world", "rooms")
@@ -82,13 +83,25 @@ def test_truth_stands_on_the_right(walk, tmp_path, capsys):
     scores = next(line for line in out.splitlines() if line.startswith("PSNR")).split(": ")[1].split()
     assert len(scores) == 2
     frames = video(tmp_path)
-    assert frames.shape == (49, LABEL_PX + 256, 2 * 256 + MARGIN_PX, 3)
+    assert frames.shape == (49, LABEL_PX + 320, 2 * 320 + MARGIN_PX, 3)
     truth = look(generate.find_room(3, PATH), PATH, np.array([41.6, 41.6, 32, 32]), (64, 64))
-    right, left = frames[:, LABEL_PX + 1 :: 4, 256 + MARGIN_PX + 1 :: 4], frames[:, LABEL_PX + 1 :: 4, 1:256:4]
+    right, left = frames[:, LABEL_PX + 2 :: 5, 320 + MARGIN_PX + 2 :: 5], frames[:, LABEL_PX + 2 :: 5, 2:320:5]
     assert np.abs(right - truth.astype(int)).mean() < 3
     assert np.abs(left[0] - truth[0].astype(int)).mean() < 3  # both start from the same picture
     mse = np.square(left[1:25].astype(float) - truth[1:25]).mean((1, 2, 3))
     assert (10 * np.log10(255**2 / mse)).mean() == pytest.approx(float(scores[0]), abs=0.6)  # the video is compressed
+
+
+def test_the_plan_shows_where_the_camera_is(walk, tmp_path):
+    assert main([*walk, "--frames", "25", "--plan", "--rooms", "held-out", "--seed", "3"]) == 0
+    frames = video(tmp_path)
+    assert frames.shape == (25, LABEL_PX + 320, 2 * 320 + MARGIN_PX, 3)
+    plan = draw_floor_plan(generate.find_room(3, PATH[:25], "held-out"), PATH[:25], 320)
+    assert np.abs(frames[:, LABEL_PX:, 320 + MARGIN_PX :] - plan.astype(int)).mean() < 4
+    first, last = (np.argwhere((plan[i] == CAMERA).all(-1)).mean(0) for i in (0, -1))  # (row, column) of the camera
+    room = generate.find_room(3, PATH[:25], "held-out")
+    moved = (room.start @ PATH[24])[:3, 3] - room.start[:3, 3]
+    assert np.abs(last - first).max() > 3 and np.sign(last - first).tolist() == np.sign([-moved[2], moved[0]]).tolist()
 
 
 def test_the_room_is_one_the_path_does_not_leave(capsys):
@@ -161,7 +174,8 @@ def test_a_camera_path_begins_where_its_first_pose_is(walk, tmp_path):
         (["--intrinsics", "1", "2", "3", "4"], "without --image"),
         (["--image", "none.png"], "with neither of --intrinsics and --fov-deg"),
         (["--image", "none.png", "--fov-deg", "60", "--intrinsics", "1", "2", "3", "4"], "with both of"),
-        (["--image", "none.png", "--fov-deg", "60", "--truth"], "nobody knows the truth"),
+        (["--image", "none.png", "--fov-deg", "60", "--truth"], "got --truth with --image; nobody knows the truth"),
+        (["--image", "none.png", "--fov-deg", "60", "--plan"], "got --plan with --image; nobody knows the truth"),
         (["--image", "none.png", "--fov-deg", "60"], "there is no such file"),
         (["--out", "a.avi"], "ends in .mp4"),
         (["--offload", "eyes", "cpu"], "wanted a device for 'autoencoder' or 'text'"),

@@ -19,6 +19,7 @@ from sana_wm_env.model.execution import Rule
 from sana_wm_env.model.sampler import STREAMING_SIGMAS, euler
 from sana_wm_env.model.text import TextEncoderConfig
 from sana_wm_env.model.transformer import Transformer
+from sana_wm_env.model.weights import is_unused
 from sana_wm_env.model.world import WorldModel
 
 from .autoencoder import load_trained
@@ -135,8 +136,9 @@ class FlowStage(Stage):
     def begin_with(self, weights: dict[str, Tensor]) -> None:
         """Takes over all weights. A block that goes from the delta rule to softmax leaves its short convolutions behind."""
         own = self.network.state_dict()
+        unused = {name: value for name, value in own.items() if is_unused(name)}  # which files may lack
         left = [name for name in weights if ".attn.conv_k" in name and name not in own]
-        self.network.load_state_dict({name: value for name, value in weights.items() if name not in left})
+        self.network.load_state_dict(unused | {name: value for name, value in weights.items() if name not in left})
 
     def levels(self, batch: int, frames: int, generator: torch.Generator) -> Tensor:
         """Level indices (B, T): one per clip."""

@@ -1,4 +1,4 @@
-"""Labelled pictures for people: a contact sheet of many tiles, and two videos side by side."""
+"""Labelled pictures for people: a contact sheet of many tiles, and videos side by side."""
 
 from __future__ import annotations
 
@@ -49,26 +49,29 @@ def contact_sheet(
     return sheet
 
 
-def side_by_side(left: np.ndarray, right: np.ndarray, labels: tuple[str, str], min_height: int = 256) -> np.ndarray:
-    """Two videos in one, left and right of a thin gap, a label above each.
+def side_by_side(videos: Sequence[np.ndarray], labels: Sequence[str], min_height: int = 256) -> np.ndarray:
+    """Videos in one, beside each other with thin gaps, a label above each.
 
     Args:
-        left: uint8 (F, H, W, 3).
-        right: the same shape.
+        videos: uint8 (F, H, W, 3) each, of one number of frames; after enlargement of one height.
         labels: the texts above them.
         min_height: small videos are enlarged by a whole factor to at least this height.
 
     Returns:
         uint8 (F, H', W', 3).
     """
-    if left.shape != right.shape:
-        raise ValueError(f"got videos of shape {left.shape} and {right.shape}; wanted two of one shape")
-    left, right = enlarge(left, min_height), enlarge(right, min_height)
-    frames, height, width, _ = left.shape
-    canvas = Image.new("RGB", (2 * width + MARGIN_PX, LABEL_PX + height), BACKGROUND)
-    for x, label in zip((0, width + MARGIN_PX), labels, strict=True):
+    videos = [enlarge(video, min_height) for video in videos]
+    if len({video.shape[:2] for video in videos}) != 1 or len(labels) != len(videos):
+        raise ValueError(
+            f"got videos of shape {', '.join(str(video.shape) for video in videos)} and {len(labels)} labels; "
+            "wanted videos of as many frames and one height, and a label for each"
+        )
+    frames, height = videos[0].shape[:2]
+    lefts = [sum(video.shape[2] + MARGIN_PX for video in videos[:i]) for i in range(len(videos) + 1)]
+    canvas = Image.new("RGB", (lefts[-1] - MARGIN_PX, LABEL_PX + height), BACKGROUND)
+    for x, label in zip(lefts, labels, strict=False):
         _write(ImageDraw.Draw(canvas), x, 0, label)
-    video = np.repeat(np.asarray(canvas)[None], frames, axis=0)
-    video[:, LABEL_PX:, :width] = left
-    video[:, LABEL_PX:, width + MARGIN_PX :] = right
-    return video
+    joined = np.repeat(np.asarray(canvas)[None], frames, axis=0)
+    for x, video in zip(lefts, videos, strict=False):
+        joined[:, LABEL_PX:, x : x + video.shape[2]] = video
+    return joined

@@ -28,9 +28,9 @@ def test_a_table_with_holes_is_refused():
 
 def test_side_by_side_keeps_left_left():
     left, right = np.stack([flat(200, 0, 0)] * 3), np.stack([flat(0, 200, 0)] * 3)
-    video = side_by_side(left, right, ("a", "b"), min_height=16)
+    video = side_by_side([left, right], ["a", "b"], min_height=16)
     assert video.shape == (3, LABEL_PX + 16, 24 + MARGIN_PX + 24, 3)
     assert np.array_equal(video[:, LABEL_PX:, :24], np.full((3, 16, 24, 3), (200, 0, 0)))
     assert np.array_equal(video[:, LABEL_PX:, 24 + MARGIN_PX :], np.full((3, 16, 24, 3), (0, 200, 0)))
-    with pytest.raises(ValueError, match="one shape"):
-        side_by_side(left, right[:2], ("a", "b"))
+    with pytest.raises(ValueError, match="as many frames"):
+        side_by_side([left, right[:2]], ["a", "b"])

@@ -5,55 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from known_worlds import Oracle, Still
 
 from sana_wm_env.evaluation import fidelity
 from sana_wm_env.evaluation.episodes import Episodes, check_rooms, draw_episodes, label_rooms, spread
 from sana_wm_env.evaluation.metrics import PSNR_CEILING_DB
 from sana_wm_env.model.autoencoder import Autoencoder, AutoencoderConfig
-from sana_wm_env.rooms import HELD_OUT, HOME, default_intrinsics
-from sana_wm_env.rooms.paths import sample_starts
-from sana_wm_env.rooms.render import render
+from sana_wm_env.rooms import HELD_OUT, HOME
 from sana_wm_env.rooms.scene import sample_scenes
-
-SIZE = (32, 32)
-
-
-class Config:
-    image_size = SIZE
-
-
-class LosslessAutoencoder:
-    def encode(self, video):
-        return video
-
-    def decode(self, latents):
-        return latents, None
-
-
-class Oracle:
-    """Renders what it is asked to imagine: the noise generator's seed tells the room."""
-
-    config, autoencoder = Config(), LosslessAutoencoder()
-
-    def start(self, images, intrinsics_px, prompts, generators):
-        seeds = [generator.initial_seed() for generator in generators]
-        scenes = sample_scenes(seeds)
-        assert prompts == scenes.captions
-        return scenes, sample_starts(scenes, seeds)
-
-    def step(self, state, c2w):
-        scenes, starts = state
-        return render(scenes, starts[:, None] @ c2w, default_intrinsics(SIZE), SIZE).rgb, state
-
-
-class Still(Oracle):
-    """Never moves."""
-
-    def start(self, images, intrinsics_px, prompts, generators):
-        return images
-
-    def step(self, state, c2w):
-        return state[:, None].expand(-1, 24, -1, -1, -1), state
 
 
 @pytest.fixture(scope="module")
