@@ -101,10 +101,7 @@ class GoalImageObjective(Objective):
         model = imagination.model(env)
         if model is None:
             raise ValueError('got the objective "latents" and no model to encode the goal image; wanted the objective "frames"')
-        mean: Any = model.autoencoder.latents_mean  # a buffer: where the autoencoder lies, and in which dtype
-        video = torch.from_numpy(image).permute(2, 0, 1)[None, :, None].to(mean) / 127.5 - 1  # (1, 3, 1, H, W)
-        with torch.inference_mode():
-            return model.autoencoder.encode(video)[0, :, 0].float().cpu().numpy()
+        return model.encode(torch.from_numpy(image)[None, None])[0, :, 0].float().cpu().numpy()
 
 
 def picture_distance(pictures: Frames, goal: Frames, levels: int = 4) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ import numpy as np
 
 import sana_wm_env
 from sana_wm_env import cli
-from sana_wm_env.train.shards import packed_shards, read_packed
+from sana_wm_env.train.data.packed import packed_shards, read_packed
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("folder", nargs="?", type=Path, help="your videos; recorded from SanaWM-Rooms-v0 if not given")
@@ -60,7 +60,7 @@ run(f"data latents {packed} --runs {runs}")
 run(f"train bidirectional {common}{start}")
 run(f"train causal {common}")
 run(f"train distill {common}")
-run(f"train pack --runs {runs} --data {packed} --name my-world --out {world}")
+run(f"train export --runs {runs} --data {packed} --name my-world --out {world}")
 
 # It is an environment like any other. The first frame is yours: here that of the first clip.
 clip = next(read_packed(packed_shards(args.out / "packed")[0]))

@@ -59,7 +59,7 @@ class SelfAttention(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initial values that are not those of a plain Linear (facts/model.md section 11.2)."""
+        """Initial values that are not those of a plain Linear (model/README.md section 11.2)."""
         nn.init.zeros_(self.A_log)
         nn.init.constant_(self.dt_bias, -5.0)
         for linear, bias in ((self.beta_proj, 5.0), (self.gate_proj, 0.0), (self.output_gate, 1.2785), (self.out_proj_cam, 0.0)):
@@ -80,7 +80,7 @@ class SelfAttention(nn.Module):
 
 
 class GatedDeltaAttention(SelfAttention):
-    """Linear-time mixing by the frame-wise gated delta rule (facts/model.md section 3)."""
+    """Linear-time mixing by the frame-wise gated delta rule (model/README.md section 4)."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
@@ -151,7 +151,7 @@ class GatedDeltaAttention(SelfAttention):
 
 
 class SoftmaxAttention(SelfAttention):
-    """Softmax over the visible chunks (facts/model.md section 4)."""
+    """Softmax over the visible chunks (model/README.md section 5)."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)

@@ -1,4 +1,4 @@
-"""One transformer block: modulated attention, camera-ray embedding, text, modulated feed-forward (facts/model.md section 2)."""
+"""One transformer block: modulated attention, camera-ray embedding, text, modulated feed-forward (model/README.md section 3)."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""The geometry of the camera branch: vectors of a token are expressed in the frame of the token's ray (facts 5.2, 5.3).
+"""The camera branch moves vectors of a token into the frame of the token's ray (model/README.md sections 6.2 and 6.3).
 
 A head's D channels are cut in half. The first half is D/8 groups of four that are treated as homogeneous 4-vectors and moved by
 the token's ray matrix; the second half is turned by rotary positions. Only relative poses of two rays reach q.k that way.

@@ -1,4 +1,4 @@
-"""From camera poses to the two inputs of the network: a 20-vector per latent frame and a 48-channel Plücker map (facts 5.1, 5.4).
+"""Camera poses to the network's two inputs: a 20-vector and a 48-channel ray map per latent frame (model/README.md sections 6.1 and 6.4).
 
 Poses are camera-to-world matrices in OpenCV axes (+x right, +y down, +z forward), metres, relative to raw frame 0 of the session.
 """

@@ -13,12 +13,12 @@ VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Sizes and numerics of one transformer (paper section 3; facts/model.md section 1).
+    """Sizes and numerics of one transformer (paper section 3; model/README.md section 2).
 
     Nothing here depends on the latent grid: the same weights run at any height and width. `input_size` and
     `text_tokens` only size two buffers that published checkpoints carry and that no computation reads.
 
-    Numerics switches (facts/model.md section 13); the defaults are those of the current official code:
+    Numerics switches (model/README.md section 12); the defaults are those of the current official code:
     `cam_rms_clamp`   clamp the RMS of camera-transformed vectors in no, only softmax, or all blocks;
     `softmax_scale`   "true" is 1/sqrt(D), "padded128" is 1/sqrt(size that old kernels padded D to);
     `cam_conv_carry`  whether the camera branch's key convolution sees the previous chunk when streaming;
@@ -165,7 +165,7 @@ class WorldConfig:
 PRESETS: dict[str, TransformerConfig] = {
     # 64 x 64 images on an 8 x 8 grid: as wide as a two-core machine can train in hours and step in well under half a second.
     "rooms": TransformerConfig(depth=8, width=192, heads=4, in_channels=48, mlp_ratio=2.0, text_width=64, text_tokens=32, input_size=8),
-    # The public checkpoints (facts/model.md section 1.1).
+    # The public checkpoints (model/README.md section 2).
     "2.6b": TransformerConfig(depth=20, width=2240, heads=20, in_channels=128, mlp_ratio=3.0, text_width=2304, text_tokens=300),
 }
 

@@ -1,4 +1,4 @@
-"""The gated convolutional feed-forward with temporal taps (facts/model.md section 6)."""
+"""The gated convolutional feed-forward with temporal taps (model/README.md section 7)."""
 
 import torch
 from torch import Tensor, nn

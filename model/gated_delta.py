@@ -1,4 +1,4 @@
-"""The frame-wise gated delta rule (paper section 3.2; facts/model.md section 3): pure functions.
+"""The frame-wise gated delta rule (paper section 3.2; model/README.md section 4): pure functions.
 
 All S tokens of a latent frame read the same state and write together. The state M (rows V channels, columns K channels) runs
 forward over everything so far; a second one runs backward inside a horizon, so that frames of one horizon see each other.

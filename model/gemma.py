@@ -1,4 +1,4 @@
-"""Gemma-2 as the text encoder of the published worlds (facts/model.md section 10.2).
+"""Gemma-2 as the text encoder of the published worlds (model/README.md section 10.2).
 
 The decoder stack of Gemma-2-2b-it reads an instruction and the prompt; the transformer sees the last hidden states of the prompt alone.
 It is needed at a reset only and is twice the size of everything else there, so features are kept on disk and the model can be released.

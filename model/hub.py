@@ -1,7 +1,7 @@
 """The published repositories: what is in them, how large it is, under which licence; and where a downloaded one lies on this machine.
 
 Opening a world never downloads: gigabytes move only when `sana-wm download` is asked to, and nothing here connects to anything else.
-The table was written from documents (facts/model.md section 11.1, the repositories' cards), not from the files; sizes are nominal.
+The table was written from documents (model/README.md section 11.1, the repositories' cards), not from the files; sizes are nominal.
 """
 
 import re
@@ -19,7 +19,7 @@ LTX_LICENCE = "derived from LTX-2: LTX-2 Community License"
 GEMMA_LICENCE = "Gemma Terms of Use"
 
 GEMMA_PARAMETERS = 2_614_341_888  # gemma-2-2b-it
-AUTOENCODER_PARAMETERS = 1_222_479_601  # LTX-2 video autoencoder, facts/model.md section 10.1
+AUTOENCODER_PARAMETERS = 1_222_479_601  # LTX-2 video autoencoder, model/README.md section 10.1
 TRANSFORMER_NUMBERS = 2_663_575_828  # parameters and buffers of the 2.6b preset
 
 

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 MOGE = "Ruicheng/moge-2-vitl"
-FOV_DEG = (25.0, 120.0)  # what the official code accepts from its own estimator (facts/model.md section 9)
+FOV_DEG = (25.0, 120.0)  # what the official code accepts from its own estimator (model/README.md section 6.5)
 
 
 def estimate_intrinsics(image: NDArray[np.uint8], estimator: str = "moge", device: str = "cpu") -> NDArray[np.float64]:

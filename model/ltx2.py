@@ -1,4 +1,4 @@
-"""The LTX-2 video autoencoder: 8 frames and 32x32 pixels become one latent cell (facts/model.md section 10.1).
+"""The LTX-2 video autoencoder: 8 frames and 32x32 pixels become one latent cell (model/README.md section 10.1).
 
 The layers are those of diffusers, under the names of the published files. What is ours is the streaming decode: a walk over the decoder
 in which every causal convolution takes the last two frames of its previous input from an explicit value and leaves its own behind.

@@ -1,4 +1,4 @@
-"""Compare the network with golden files: exact outputs of tiny random networks (format: facts/model.md section 14).
+"""Compare the network with golden files: exact outputs of tiny random networks (format: model/README.md section 13).
 
 `sana-wm parity FILE...` builds each network from its file alone, streams the clip in float64 and float32 and prints the largest
 absolute errors.
@@ -159,7 +159,7 @@ def _state_error(golden: Golden, chunk: int, state: TransformerState) -> float:
 
 
 def _slots(block: BlockState) -> dict[str, Tensor]:
-    """One block's state in the slots and layouts of the official sampler (facts/model.md section 7)."""
+    """One block's state in the slots and layouts of the official sampler (model/README.md section 8)."""
 
     def by_place(tail: Tensor) -> Tensor:
         return tail.transpose(1, 2).flatten(0, 1)  # (B, 3, S, C) -> (B * S, 3, C)

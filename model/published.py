@@ -1,4 +1,4 @@
-"""The published checkpoints: how their folders are laid out, what they are called, and how they are told apart (facts/model.md section 11).
+"""The published checkpoints: how their folders are laid out, and how they are told apart (model/README.md section 11).
 
 A folder is recognised by the files in it. Sizes of the network come from a `config.json` beside them: ours at the top, or that of
 diffusers; without either it is the published 2.6b.

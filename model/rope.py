@@ -1,4 +1,4 @@
-"""Rotary positions on three axes: time, row, column (facts/model.md section 2)."""
+"""Rotary positions on three axes: time, row, column (model/README.md section 3)."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Noise schedules and deterministic Euler samplers (facts/model.md section 8). Pure functions; no random numbers are drawn here.
+"""Noise schedules and deterministic Euler samplers (model/README.md section 9). Pure functions; no random numbers are drawn here.
 
 Convention: x_sigma = (1 - sigma) clean + sigma noise, velocity = noise - clean, network timestep = 1000 sigma.
 """
@@ -48,7 +48,7 @@ def staggered(sigmas: Sequence[float], sizes: Sequence[int]) -> Tensor:
     """Levels (K + 1, T) float64 of a clip of n chunks of `sizes` frames, each of which walks down `sigmas` later than the one before.
 
     The lag is the n-th part of the schedule, in whole steps, one at least: when the first chunk is clean the last one is about to begin.
-    With one chunk all frames share the level. Source: facts/model.md section 8, the released chunk-causal sampler.
+    With one chunk all frames share the level. Source: model/README.md section 9, the released chunk-causal sampler.
     """
     steps = len(sigmas) - 1
     lag = max(1, steps // len(sizes))

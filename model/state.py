@@ -169,7 +169,7 @@ class BlockState(Mappable):
 
 @dataclass(frozen=True)
 class TransformerState(Mappable):
-    """Carried state after a whole number of chunks (facts/model.md section 7).
+    """Carried state after a whole number of chunks (model/README.md section 8).
 
     next_frame   (B,) int64, absolute index of the latent frame that comes next; slots of a batch may differ
     """

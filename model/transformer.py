@@ -1,4 +1,4 @@
-"""The network: embed, blocks, head; one parameter set, three execution rules (paper section 3; facts/model.md sections 2 to 6).
+"""The network: embed, blocks, head; one parameter set, three execution rules (paper section 3; model/README.md sections 3 to 7).
 
 `forward` runs a whole clip, bidirectional or chunk-causal. `stream` and `commit` run one chunk on top of a carried state: the
 first reads it to predict a velocity, the second absorbs the finished chunk and returns the next state. What differs between the
@@ -61,6 +61,9 @@ class Transformer(nn.Module):
         self.compute_dtype = compute_dtype
         sizes = self.config.width, self.config.head_dim, self.config.ffn_width
         ops = PLAIN if plain else select_operations(*sizes, self.pos_embed.device, self.dtype)
+        if not self.training:
+            for block in self.blocks:
+                block.mlp.t_conv.to(memory_format=torch.channels_last)  # as the feed-forward multiplies with it, where it is not packed
         for module in self.modules():
             if hasattr(module, "ops"):
                 module.ops = ops
@@ -183,7 +186,7 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Values that training from scratch starts from (facts/model.md section 11.2)."""
+        """Values that training from scratch starts from (model/README.md section 11.2)."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

@@ -1,6 +1,6 @@
 """Weights in files, one tensor at a time and under native names, and how they get into a network.
 
-Native names are NVlabs' own; those of diffusers differ in the time embedding alone (facts/model.md section 11.2).
+Native names are NVlabs' own; those of diffusers differ in the time embedding alone (model/README.md section 11.2).
 """
 
 import json
@@ -114,7 +114,7 @@ class _Safetensors:
 
 @dataclass(frozen=True)
 class _Pickle:
-    """A state dict as it is, under `state_dict`, or under `generator` with a prefix before every name (facts/model.md section 11.1)."""
+    """A state dict as it is, under `state_dict`, or under `generator` with a prefix before every name (model/README.md section 11.1)."""
 
     path: Path
 

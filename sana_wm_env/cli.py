@@ -52,9 +52,9 @@ COMMANDS: dict[str, Command | Group] = {
     "data": Group(
         "Train on your own videos: check them, pack them, encode them.",
         {
-            "validate": Command("Check videos and their poses; name what is wrong and how to fix it.", "train.prepare:validate"),
-            "pack": Command("Videos with poses to webdataset shards, at the size and rate that a world sees.", "train.prepare:pack"),
-            "latents": Command("Packed clips to latents, for --data of the training stages.", "train.prepare:latents"),
+            "validate": Command("Check videos and their poses; name what is wrong and how to fix it.", "train.data.command:validate"),
+            "pack": Command("Videos with poses to webdataset shards, at the size and rate that a world sees.", "train.data.command:pack"),
+            "latents": Command("Packed clips to latents, for --data of the training stages.", "train.data.command:latents"),
         },
     ),
     "train": Group(
@@ -68,8 +68,9 @@ COMMANDS: dict[str, Command | Group] = {
             "self-forcing": Command("Stage 5: few-step streaming, by distribution matching.", "train.self_forcing:run"),
             "distill": Command("Stages 4 and 5 in short: few-step streaming, by regression on the truth.", "train.distill:run"),
             "ablations": Command("What each choice of the design is worth, in small.", "train.ablations:run"),
-            "plan": Command("Bytes, operations and days of training at scale, on paper, beside the published ones.", "train.plan:run"),
-            "pack": Command("Write the trained weights as a world folder.", "train.pack:pack"),
+            "plan": Command("Bytes, operations and days of training at scale, on paper, beside the published ones.", "train.scale:run"),
+            "export": Command("Write the trained weights as a world folder.", "train.export:export"),
+            "pack": Command("The former name of export.", "train.export:export"),
         },
     ),
     "doctor": Command("What this machine has, and which worlds run on it.", "doctor:run"),
@@ -155,7 +156,7 @@ def _placeholder(command: Command | Group) -> Callable[[], None]:
 def parity(files: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE...")]) -> int:
     """Run a network on golden files and compare every number.
 
-    Each file brings a tiny network, its inputs and its exact outputs (format: facts/model.md, section 14). Prints the largest absolute
+    Each file brings a tiny network, its inputs and its exact outputs (format: model/README.md section 13). Prints the largest absolute
     errors in float64 and float32; the exit code is 1 if any is above its tolerance.
 
     Args:

@@ -25,7 +25,7 @@ from sana_wm_env.model.kernels.tensor_cores import check_card
 from sana_wm_env.model.published import published_world
 
 STEP_TFLOP = 101
-"""Operations of one step at 720p: five passes and the decode (facts/performance.md section 2b)."""
+"""Operations of one step at 720p: five passes of 73.8 together and a decode of 27.1 (model/README.md section 2)."""
 SLOWEST_STEP_S = 15.0
 """A step shows 1.5 s. A machine that needs ten times as long is told to use another world."""
 PARTS = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 from zipfile import BadZipFile
@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from sana_wm_env.model.cameras import STRIDE
 from sana_wm_env.model.checkpoint import check_variant, load_config, resolve_world
+from sana_wm_env.model.clip import ClipModel
 from sana_wm_env.model.config import Variant, WorldConfig
 from sana_wm_env.model.image import fit_image, read_image
 from sana_wm_env.model.kernels.formats import Precision
@@ -81,7 +82,7 @@ class GenerateConfig:
     shift: float | None = None
     """flow shift of the steps (default: 8 when streaming, otherwise 9.8)"""
     guidance: float | None = None
-    """how far from no prompt to the prompt and beyond (default: 1, which is none, when streaming, otherwise 5)"""
+    """classifier-free guidance scale; 1 is none (default: 1 when streaming, otherwise 5)"""
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16"] | None = None
     """of all weights (default: the world's own)"""
@@ -108,9 +109,8 @@ def run(config: GenerateConfig) -> int:
     path = clip_path(config, settings)
     first, room = first_frame(config, settings, path)
     dtype = None if config.dtype is None else getattr(torch, config.dtype)
-    world = WorldModel.load(folder, config.device, dtype, config.offload, config.variant, config.precision)
-    if config.variant == "streaming":
-        world.config = replace(world.config, sigmas=schedule.sigmas)
+    model = WorldModel if config.variant == "streaming" else ClipModel
+    world = model.load(folder, config.device, dtype, config.offload, config.variant, config.precision)
     print(f"{len(path)} frames, {(len(path) - 1) / settings.fps:.1f} s, {config.variant}, {len(schedule.sigmas) - 1} steps, ", end="")
     print(f"guidance {schedule.guidance:g}" + (f": {in_words(config.actions, config.scheme)}" if plays_keys(config) else ""))
     began, scores, done = time.monotonic(), [], 1
@@ -151,29 +151,27 @@ def run(config: GenerateConfig) -> int:
     return 0
 
 
-def imagined(world: WorldModel, state: WorldState, path: Tensor, schedule: Schedule) -> Iterator[Tensor]:
-    """The frames after the first of sessions that begin, by the variant that the world was loaded as.
+def imagined(world: WorldModel | ClipModel, state: WorldState, path: Tensor, schedule: Schedule) -> Iterator[Tensor]:
+    """The frames after the first of sessions that begin, with a bar of progress.
 
     Args:
         world: which one.
         state: B sessions as `world.start` opened them.
         path: (B, F, 4, 4) poses of all frames; the first is that of the first frame.
-        schedule: noise levels and guidance of a clip; a world that streams takes the levels of its configuration.
+        schedule: noise levels, and the guidance of a clip.
 
     Yields:
         a chunk at a time: uint8 (B, up to 24, H, W, 3).
     """
     poses = path[:, 1:]
-    if world.variant == "streaming":
-        for chunk in tqdm(poses.split(CHUNK_FRAMES, 1), desc="imagining", unit="chunk"):
-            frames, state = world.step(state, chunk)
-            yield frames
+    if isinstance(world, ClipModel):
+        with tqdm(desc="imagining", unit="step", total=world.clip_steps(poses.shape[1], schedule.sigmas)) as bar:
+            for chunk in world.play(state, poses, schedule.sigmas, schedule.guidance, bar.update):
+                yield chunk.frames
         return
-    with tqdm(desc="imagining", unit="step", total=world.clip_steps(poses.shape[1], schedule.sigmas)) as bar:
-        latents = world.clip_latents(state, poses, schedule.sigmas, schedule.guidance, bar.update)
-    for piece in latents.split(world.latents_per_step, 2):
-        frames, state = world.decode(piece, state)
-        yield frames
+    chunks = world.play(state, poses, schedule.sigmas)
+    for chunk in tqdm(chunks, desc="imagining", unit="chunk", total=poses.shape[1] // CHUNK_FRAMES):
+        yield chunk.frames
 
 
 # ---- what the camera does

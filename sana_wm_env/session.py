@@ -1,9 +1,9 @@
 """Sessions of an imagined world as values: to and from a `WorldState`, many in one forward, and what-ifs."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import gymnasium as gym
@@ -13,9 +13,7 @@ from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 from scipy.spatial.transform import RigidTransform
 
-from sana_wm_env.model.cores import shares, side_by_side
-from sana_wm_env.model.state import concatenate
-from sana_wm_env.model.world import WorldModel, WorldState
+from sana_wm_env.model.world import Chunk, WorldModel, WorldState
 
 from .actions import action_path
 from .base import CameraEnv, Episode
@@ -97,36 +95,6 @@ def with_own_noise(state: WorldState) -> WorldState:
     return replace(state, generators=torch.stack(rows))
 
 
-def advance_together(model: WorldModel, states: Sequence[WorldState], paths: Sequence[Array]) -> list[tuple[Frames, WorldState]]:
-    """`model.step` for sessions of any age: one forward for all whose windows are equally full, of which there are at most three kinds.
-
-    On a CPU the sessions of a forward are shared out among the cores.
-
-    Args:
-        model: the world of all of them.
-        states: one session each.
-        paths: (24, 4, 4) each.
-
-    Returns:
-        frames (24, H, W, 3) and next state of each session, the latter rows of a common batch.
-    """
-    groups: dict[Any, list[int]] = {}
-    for i, state in enumerate(states):
-        groups.setdefault(state.layout, []).append(i)
-
-    def advance(members: Sequence[int]) -> dict[int, tuple[Frames, WorldState]]:
-        poses = torch.from_numpy(np.stack([paths[i] for i in members]))
-        frames, after = model.step(concatenate([states[i] for i in members]), poses)
-        shown = frames.cpu().numpy()
-        return {i: (shown[row], after[row]) for row, i in enumerate(members)}
-
-    parts = [members[part] for members in groups.values() for part in shares(len(members), model.device)]
-    results: dict[int, tuple[Frames, WorldState]] = {}
-    for some in side_by_side([partial(advance, part) for part in parts], model.threads):
-        results |= some
-    return [results[i] for i in range(len(states))]
-
-
 def imagine_from(
     env: CameraEnv,
     model: WorldModel,
@@ -200,40 +168,38 @@ def wished_paths(env: CameraEnv, candidates: Sequence[Episode], actions: NDArray
     return compose(before[:, None], action_path(actions, env.action_mode, env.limits))
 
 
+def asked_paths(env: CameraEnv, episode: Episode, actions: NDArray[Any]) -> Array:
+    """Poses (N, K, 24, 4, 4) that sequences of actions (N, K, action size) ask for, relative to the first frame of the episode."""
+    paths, before = [], np.broadcast_to(episode.c2w, (len(actions), 4, 4))
+    for chosen in actions.swapaxes(0, 1):  # (K, N, action)
+        paths.append(compose(before[:, None], action_path(chosen, env.action_mode, env.limits)))
+        before = paths[-1][:, -1]
+    return np.stack(paths, 1)
+
+
 def _play(
     env: CameraEnv, model: WorldModel, episode: Episode, state: WorldState, actions: NDArray[Any], decode: Decode, to_session: Array | None
 ) -> tuple[Any, ...]:
     """One batch: latents, frames, poses, rewards and ends, (n, K, ...) each."""
     candidates, ended = [episode] * len(actions), np.zeros(len(actions), np.bool_)
     shows = decode in ("last", "frames")
-    parts = shares(len(actions), model.device)
-    states = [state[part] for part in parts]
+    paths = asked_paths(env, episode, actions)
+    poses = paths if to_session is None else compose(to_session, paths)
+    chunks: Iterable[Chunk | None] = itertools.repeat(None)
+    if decode != "poses":
+        chunks = model.play(state, torch.from_numpy(poses).flatten(1, 2), decode=shows or env.task.uses_frames)
     columns: tuple[list[Any], ...] = ([], [], [], [], [])
-
-    def imagine(state: WorldState, poses: Array) -> tuple[NDArray[np.float32], Frames | None, WorldState]:
-        imagined, state = model.generate_latents(state, torch.from_numpy(poses))
-        frames = None
-        if shows or env.task.uses_frames:
-            shown, state = model.decode(imagined, state)
-            frames = shown.cpu().numpy()
-        return imagined.float().cpu().numpy(), frames, state
-
-    for chosen in actions.swapaxes(0, 1):  # (K, n, action)
-        paths = wished_paths(env, candidates, chosen)
-        latents = frames = None
-        if decode != "poses":
-            poses = paths if to_session is None else compose(to_session, paths)
-            calls = [partial(imagine, of_part, poses[part]) for of_part, part in zip(states, parts, strict=True)]
-            some, shown, states = zip(*side_by_side(calls, model.threads), strict=True)
-            latents, frames = np.concatenate(some), None if shown[0] is None else np.concatenate(shown)
+    for k, chunk in zip(range(actions.shape[1]), chunks):  # noqa: B905  # the chunks of poses alone have no end
+        latents = None if chunk is None else chunk.latents.float().cpu().numpy()
+        frames = None if chunk is None or not chunk.frames.numel() else chunk.frames.cpu().numpy()
         rewards = np.zeros(len(actions))
-        for i, (candidate, action) in enumerate(zip(candidates, chosen, strict=True)):
-            step = env._judge(candidate, action, NOT_DECODED if frames is None else frames[i], paths[i], None)
+        for i, candidate in enumerate(candidates):
+            step = env._judge(candidate, actions[i, k], NOT_DECODED if frames is None else frames[i], paths[i, k], None)
             candidates[i] = step.episode
             if not ended[i]:
                 rewards[i], ended[i] = step.reward, step.terminated
         kept = frames if decode == "frames" else frames[:, -1] if frames is not None and shows else None
-        for column, values in zip(columns, (latents, kept, paths, rewards, ended.copy()), strict=True):
+        for column, values in zip(columns, (latents, kept, paths[:, k], rewards, ended.copy()), strict=True):
             column.append(values)
     return tuple(None if column[0] is None else np.stack(column, 1) for column in columns)
 

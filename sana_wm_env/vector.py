@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from sana_wm_env.model.world import WorldState
 
 from .env import SanaWMEnv
-from .session import SessionEnv, advance_together
+from .session import SessionEnv
 
 Flags = NDArray[np.bool_]
 
@@ -114,9 +115,10 @@ class SanaWMVectorEnv(VectorEnv[Any, Any, Any]):
         moving = np.flatnonzero(~over).tolist()
         episodes = {i: self.slots[i]._running() for i in moving}
         paths = [_of_slot(i, self.slots[i]._wish, episodes[i], actions[i]) for i in moving]
-        advanced = advance_together(self.slots[0].model, [episodes[i].state for i in moving], paths) if moving else []
+        states = [episodes[i].state for i in moving]
+        advanced = self.slots[0].model.step_each(states, [torch.from_numpy(path) for path in paths]) if moving else []
         steps = {
-            i: self.slots[i]._judge(episodes[i], actions[i], frames, path, state)
+            i: self.slots[i]._judge(episodes[i], actions[i], frames.cpu().numpy(), path, state)
             for i, path, (frames, state) in zip(moving, paths, advanced, strict=True)
         }
         rewards, terminated, truncated = np.zeros(self.num_envs), np.zeros(self.num_envs, np.bool_), np.zeros(self.num_envs, np.bool_)

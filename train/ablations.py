@@ -26,11 +26,12 @@ from sana_wm_env.model.sampler import STREAMING_SHIFT, STREAMING_SIGMAS, shifted
 from sana_wm_env.model.transformer import Transformer
 from sana_wm_env.model.world import WorldModel
 
-from .bidirectional import BidirectionalConfig, FlowStage
-from .latents import LatentClips, Sessions, Window, room_clips
+from .bidirectional import BidirectionalConfig
+from .data.latents import LatentClips, Sessions, Window, room_clips
+from .export import ExportConfig, assemble
+from .flow import FlowStage
 from .levels import LEVELS
 from .loop import LoopConfig, train
-from .pack import PackConfig, assemble
 
 SMALL = TransformerConfig(depth=4, width=96, heads=2, in_channels=48, mlp_ratio=2.0, text_width=64, text_tokens=32, input_size=8)
 UCPE, PLUCKER = "out_proj_cam", "plucker_proj"
@@ -164,11 +165,11 @@ def sampling_rows(config: AblationsConfig) -> Iterator[tuple[str, str, list[floa
     """PSNR per held-out episode: of chunk 1 for distilled and undistilled steps, of chunks 8 to 12 with and without the sink."""
     undistilled = [(f"{n} undistilled steps", config.undistilled, shifted_sigmas(n, STREAMING_SHIFT)) for n in UNDISTILLED_STEPS]
     for label, stage, sigmas in (("4 distilled steps", config.few_step, STREAMING_SIGMAS), *undistilled):
-        world = assemble(PackConfig(config.world, config.runs, stage))
+        world = assemble(ExportConfig(config.world, config.runs, stage))
         world.config = replace(world.config, sigmas=sigmas)
         yield label, "PSNR of chunk 1, dB", _psnr(world, config.episodes, 1)[:, 0].tolist()
     for label, sink in (("with the sink", True), ("without the sink", False)):
-        world = assemble(PackConfig(config.world, config.runs, config.few_step))
+        world = assemble(ExportConfig(config.world, config.runs, config.few_step))
         other = Transformer(replace(world.config.transformer, sink=sink))
         other.load_state_dict(world.transformer.state_dict())
         world.transformer = other.eval().requires_grad_(False).prepare()

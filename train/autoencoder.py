@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from sana_wm_env.model.autoencoder import TEMPORAL_STRIDE, Autoencoder, AutoencoderConfig, group
 from sana_wm_env.model.world import WorldModel
 
-from .data import read_shard, shard_path, write_shards
+from .data.packed import packed_shards, read_packed
+from .data.rooms import read_shard, shard_path, write_shards
 from .loop import LoopConfig, train
 from .precision import compute_dtype
 from .processes import rank, start_processes
-from .shards import packed_shards, read_packed
 from .stage import Stage
 
 NOISE = 0.1

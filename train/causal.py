@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sana_wm_env.model.execution import chunk_sizes
 
-from .bidirectional import FlowConfig, FlowStage
+from .flow import FlowConfig, FlowStage
 from .levels import CLEAN_PAST, chunk_levels
 from .loop import LoopConfig, train
 from .processes import start_processes

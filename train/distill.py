@@ -29,9 +29,9 @@ from sana_wm_env.model.state import (
     tensors_of,
 )
 
-from .latents import Sessions
+from .data.latents import Sessions
+from .export import export_stage
 from .loop import LoopConfig, train
-from .pack import pack_stage
 from .processes import rank, start_processes
 from .streaming import StreamingConfig, StreamingStage
 
@@ -79,9 +79,10 @@ class DistillStage(StreamingStage):
 
     def __init__(self, config: DistillConfig):
         super().__init__(config)
-        if len(chunk_spans(config.frames, self.network.config.chunk)) < 2:
-            least = 1 + 2 * self.network.config.chunk
-            raise ValueError(f"got --frames {config.frames}; wanted at least {least}: only sessions of two chunks or more go on together")
+        chunk = self.network.config.chunk
+        goes_on = bool(self.clips.lengths.max() >= config.frames + chunk)
+        if len(chunk_spans(config.frames, chunk)) < 2 and goes_on:
+            raise ValueError(f"got --frames {config.frames}; wanted {1 + 2 * chunk} or more: sessions go on together from two chunks on")
 
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         half = max(batch // 2, 1)
@@ -96,8 +97,8 @@ class DistillStage(StreamingStage):
             losses += [error.mean() for error in later]
             scalars |= {"later": losses[-1].item(), "age": continued.state.next_frame.float().mean().item()}
             going_on.insert(0, self.unfinished(continued, later))
-        whole = map_tensors(lambda *values: torch.cat(values)[:half], *going_on)
-        self.carried = whole if len(whole.trust) else None
+        going_on = [ongoing for ongoing in going_on if len(ongoing.trust)]
+        self.carried = map_tensors(lambda *values: torch.cat(values)[:half], *going_on) if going_on else None
         return torch.stack(losses).mean(), {**scalars, "exit_step": float(self.exit_step(generator))}
 
     def let_go(self) -> None:
@@ -204,4 +205,4 @@ def run(config: DistillConfig) -> None:
     start_processes()
     train(DistillStage(config), config.loop, config.home)
     if config.pack and rank() == 0:
-        pack_stage(config)
+        export_stage(config)

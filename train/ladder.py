@@ -29,9 +29,9 @@ from sana_wm_env.model.world import WorldModel
 
 from .autoencoder import load_trained, result_path
 from .checkpoints import Progress, latest, read_rest
+from .data.source import encode_packed
+from .export import ExportConfig, assemble
 from .milestones import CHUNKS, Measurement, measure_in_rooms, measure_on_clips, write_progress
-from .own import encode_packed
-from .pack import PackConfig, assemble
 from .processes import PARENT
 from .recipe import FOLDER, Rung, read_recipe
 
@@ -237,7 +237,7 @@ def _launch(config: LadderConfig, arguments: Sequence[str], processes: int) -> i
 
 def _score(config: LadderConfig, ladder: Ladder, rungs: Sequence[Rung], rung: Rung) -> None:
     """Scores what a stage has come to, adds the row and the page, and keeps the world if it is the best so far."""
-    pack = PackConfig(config.world, config.runs, rung.name, size=_size(rung), data=config.data)
+    pack = ExportConfig(config.world, config.runs, rung.name, size=_size(rung), data=config.data)
     world = assemble(pack)
     measured = _measure(config, world)
     progress, batch = read_rest(latest(config.home / rung.name))

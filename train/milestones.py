@@ -22,7 +22,7 @@ from sana_wm_env.evaluation.fidelity import SHEET_CHUNKS, SHEET_ROWS, measure, r
 from sana_wm_env.evaluation.follow import score, watch
 from sana_wm_env.model.world import WorldModel
 
-from .shards import packed_shards, read_packed
+from .data.packed import packed_shards, read_packed
 
 ROOMS: tuple[Rooms, ...] = ("home", "held-out")
 CHUNKS = (1, 4, 10)

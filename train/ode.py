@@ -18,8 +18,8 @@ from sana_wm_env.model.execution import chunk_sizes
 from sana_wm_env.model.sampler import frame_timesteps, shift, with_image
 from sana_wm_env.model.transformer import Transformer
 
-from .bidirectional import FlowStage
-from .latents import LatentClips, Window
+from .data.latents import LatentClips, Window
+from .flow import FlowStage
 from .loop import LoopConfig, load_average, train
 from .precision import prepare_network
 from .processes import barrier, rank, start_processes, world_size

@@ -16,12 +16,12 @@ from sana_wm_env.model.execution import chunk_spans
 from sana_wm_env.model.sampler import frame_timesteps, with_image
 from sana_wm_env.model.transformer import Transformer
 
-from .latents import Window
+from .data.latents import Window
+from .export import export_stage
 from .levels import LEVELS, sigma_of
 from .loop import LoopConfig, load_average, train
 from .ode import ODE_SIGMAS
 from .optim import OptimConfig
-from .pack import pack_stage
 from .processes import rank, start_processes
 from .streaming import StreamingConfig, StreamingStage
 
@@ -159,4 +159,4 @@ def run(config: SelfForcingConfig) -> None:
     start_processes()
     train(SelfForcingStage(config), config.loop, config.home)
     if config.pack and rank() == 0:
-        pack_stage(config)
+        export_stage(config)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from sana_wm_env.model.execution import chunk_spans
 from sana_wm_env.model.sampler import STREAMING_SIGMAS, sample_chunk
 
-from .bidirectional import FlowConfig, FlowStage
-from .latents import Window
+from .data.latents import Window
+from .flow import FlowConfig, FlowStage
 
 
 @dataclass(frozen=True)

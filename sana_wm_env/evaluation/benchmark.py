@@ -75,12 +75,12 @@ def play(world: WorldModel, scenes: list[BenchmarkScene], seeds: list[int], chun
     state = world.start(first, torch.from_numpy(intrinsics).to(world.device), [scene.prompt for scene in scenes], generators)
     path = torch.from_numpy(np.stack([scene.c2w for scene in scenes]))
     video, seconds = [first[:, None].cpu()], []
-    for k in range(chunks):
-        began = time.perf_counter()
-        frames, state = world.step(state, path[:, 1 + CHUNK_FRAMES * k : 1 + CHUNK_FRAMES * (k + 1)])
-        video.append(frames.cpu())  # waits for the device, so that the time is that of the step
+    began = time.perf_counter()
+    for chunk in world.play(state, path[:, 1 : 1 + CHUNK_FRAMES * chunks]):
+        video.append(chunk.frames.cpu())  # waits for the device, so that the time is that of the step
         seconds.append(time.perf_counter() - began)
         bar.update(len(scenes))
+        began = time.perf_counter()
     return torch.cat(video, 1), intrinsics, seconds
 
 

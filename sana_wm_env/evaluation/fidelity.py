@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sana_wm_env.model.base import as_frames, as_video
 from sana_wm_env.model.state import tensors_of
 from sana_wm_env.model.world import WorldModel
 
@@ -90,9 +91,8 @@ def reconstruct(world: WorldModel, video: Tensor) -> Tensor:
     """Encodes and decodes a true video, uint8 (B, 1 + 8n, H, W, 3), one episode at a time to save memory. Same shape."""
 
     def one(frames: Tensor) -> Tensor:  # (1, F, H, W, 3)
-        latents = world.autoencoder.encode(frames.movedim(-1, 1).float() / 127.5 - 1)
-        decoded, _ = world.autoencoder.decode(latents)
-        return ((decoded.movedim(1, -1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        decoded, _ = world.autoencoder.decode(world.autoencoder.encode(as_video(frames)))
+        return as_frames(decoded)
 
     return torch.cat([one(frames[None]) for frames in video])
 
@@ -113,14 +113,15 @@ def imagine(world: WorldModel, batch: Episodes) -> Iterator[tuple[dict[str, Tens
     rebuilt = reconstruct(world, truth.rgb)
     first = truth.rgb[:, 0]
     generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
-    states = dict.fromkeys(batch.drives, world.start(first, intrinsics, batch.scenes.captions, generators))
+    state = world.start(first, intrinsics, batch.scenes.captions, generators)
+    played = {name: world.play(state, drive.flatten(1, 2)) for name, drive in batch.drives.items()}
     for k in range(batch.drives["world"].shape[1]):
         now = slice(1 + CHUNK_FRAMES * k, 1 + CHUNK_FRAMES * (k + 1))
         frames = {"autoencoder": rebuilt[:, now], "still": first[:, None].expand(-1, CHUNK_FRAMES, -1, -1, -1)}
-        for name, drive in batch.drives.items():
-            frames[name], states[name] = world.step(states[name], drive[:, k])
+        chunks = {name: next(chunks) for name, chunks in played.items()}
+        frames |= {name: chunk.frames for name, chunk in chunks.items()}
         visible = metrics.visible_in_first(truth.depth_m[:, now], batch.path[:, now], truth.depth_m[:, 0], batch.path[:, 0], intrinsics)
-        finite = all(bool(t.isfinite().all()) for state in states.values() for t in tensors_of(state))
+        finite = all(bool(t.isfinite().all()) for chunk in chunks.values() for t in tensors_of(tuple(chunk.states)))
         yield frames, Render(truth.rgb[:, now], truth.depth_m[:, now]), visible, finite
 
 

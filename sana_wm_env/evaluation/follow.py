@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from sana_wm_env.model.world import WorldModel
+from sana_wm_env.model.world import World, WorldModel
 
 from ..camera import Array, relative_to_first
 from ..rooms import default_intrinsics
@@ -112,7 +112,7 @@ def controls(estimated: Array) -> dict[str, Array]:
 
 
 @torch.inference_mode()
-def watch(world: WorldModel, episodes: Episodes, batch: int, bar: tqdm, tracks: Sequence[str] = TRACKS) -> Followed:
+def watch(world: World, episodes: Episodes, batch: int, bar: tqdm, tracks: Sequence[str] = TRACKS) -> Followed:
     """Imagines all episodes along their commanded paths, and estimates poses from every `GAP`-th frame.
 
     tracks: which of `TRACKS` are estimated, "world" among them; each takes as long as the imagination.
@@ -128,9 +128,8 @@ def watch(world: WorldModel, episodes: Episodes, batch: int, bar: tqdm, tracks: 
         generators = [torch.Generator().manual_seed(seed) for seed in part.seeds]
         state = world.start(videos["truth"][:, 0], intrinsics, part.scenes.captions, generators)
         imagined = [videos["truth"][:, :1]]
-        for k in range(chunks):
-            frames, state = world.step(state, part.drives["world"][:, k])
-            imagined.append(frames[:, GAP - 1 :: GAP])
+        for chunk in world.play(state, part.drives["world"].flatten(1, 2)):
+            imagined.append(chunk.frames[:, GAP - 1 :: GAP])
             bar.update(len(part.seeds))
         videos["world"] = torch.cat(imagined, 1)  # (B, E, H, W, 3)
         for label in tracks:

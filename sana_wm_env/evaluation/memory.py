@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sana_wm_env.model.world import WorldModel
+from sana_wm_env.model.world import World, WorldModel
 
 from ..rooms import default_intrinsics
 from ..rooms.paths import CHUNK_FRAMES, MAX_ROTATION_RAD, twist_paths
@@ -81,7 +81,7 @@ def turn_away(episodes: Episodes, away: int) -> dict[str, Tensor]:
 
 
 @torch.inference_mode()
-def remember(world: WorldModel, episodes: Episodes, path: Tensor, batch: int, bar: tqdm) -> tuple[Tensor, Tensor]:
+def remember(world: World, episodes: Episodes, path: Tensor, batch: int, bar: tqdm) -> tuple[Tensor, Tensor]:
     """Imagines a path (N, 1 + 24K, 4, 4); returns PSNR (N,) in dB of its last chunk, and frames (N, K + 1, H, W, 3): first, chunk ends."""
     size, psnr, shown = world.config.image_size, [], []
     intrinsics = torch.tensor(default_intrinsics(size))
@@ -90,12 +90,12 @@ def remember(world: WorldModel, episodes: Episodes, path: Tensor, batch: int, ba
         part, scenes = path[rows], episodes.scenes[rows]
         ends = part[:, ::CHUNK_FRAMES]
         pictures = render(scenes, ends, intrinsics.expand(len(part), 4), size).rgb
-        relative = (torch.linalg.inv(part[:, :1]) @ part)[:, 1:].unflatten(1, (-1, CHUNK_FRAMES))
+        relative = (torch.linalg.inv(part[:, :1]) @ part)[:, 1:]
         generators = [torch.Generator().manual_seed(seed) for seed in episodes.seeds[rows]]
         state = world.start(pictures[:, 0], intrinsics.expand(len(part), 4), scenes.captions, generators)
         frames, seen = pictures[:, :1], [pictures[:, 0]]
-        for k in range(relative.shape[1]):
-            frames, state = world.step(state, relative[:, k])
+        for chunk in world.play(state, relative):
+            frames = chunk.frames
             seen.append(frames[:, -1])
             bar.update(len(part))
         psnr.append(metrics.psnr(frames, pictures[:, -1:].expand_as(frames)).mean(1))  # the camera rests: one true picture

@@ -120,7 +120,7 @@ def training(stage_name: str, precision: str) -> Callable[[], Any]:
 
 def rendering(precision: str) -> Callable[[], Any]:
     """One clip of 97 frames at 64 x 64, room and path included."""
-    from sana_wm_env.train.data import render_clips
+    from sana_wm_env.train.data.rooms import render_clips
 
     seeds = iter(range(10**6))
     return lambda: render_clips([next(seeds)], (64, 64))

@@ -15,7 +15,7 @@ from torch import Tensor
 from sana_wm_env.rooms import default_intrinsics, paths, render_native
 from sana_wm_env.rooms.render import render, render_reference
 from sana_wm_env.rooms.scene import Scenes, sample_scenes
-from sana_wm_env.train.data import render_clips
+from sana_wm_env.train.data.rooms import render_clips
 
 SIZE, ROOMS, CHUNKS, TRIALS = (64, 64), 8, 4, 9
 

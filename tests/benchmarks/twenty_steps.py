@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from sana_wm_env.train import autoencoder, bidirectional, causal, distill, ode, self_forcing
-from sana_wm_env.train.latents import encoded_rooms
+from sana_wm_env.train.data.latents import encoded_rooms
 from sana_wm_env.train.loop import LoopConfig, Stage, train
 from sana_wm_env.train.optim import OptimConfig
 

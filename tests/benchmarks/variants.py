@@ -16,12 +16,13 @@ from sana_wm_env.evaluation import metrics
 from sana_wm_env.evaluation.contact_sheet import contact_sheet
 from sana_wm_env.evaluation.episodes import Episodes, draw_episodes
 from sana_wm_env.generate import Schedule, imagined
+from sana_wm_env.model.clip import ClipModel
 from sana_wm_env.model.config import VARIANTS, Variant
 from sana_wm_env.model.sampler import CLIP_SHIFT, shifted_sigmas
 from sana_wm_env.model.world import WorldModel
 from sana_wm_env.rooms import default_intrinsics
 from sana_wm_env.rooms.render import render
-from sana_wm_env.train.pack import PackConfig, trained
+from sana_wm_env.train.export import ExportConfig, trained
 
 
 @dataclass(frozen=True)
@@ -50,18 +51,19 @@ class VariantsConfig:
     """draw the last frame of each chunk of the first episode, beside the truth, as .png"""
 
 
-def worlds(config: VariantsConfig) -> Iterator[tuple[str, WorldModel]]:
+def worlds(config: VariantsConfig) -> Iterator[tuple[str, WorldModel | ClipModel]]:
     """The world as each of its variants, and the clip variants with other weights: label and world."""
     settings = WorldModel.load(config.world).config
     for variant in config.variants:
-        world = WorldModel.load(config.world, variant=variant)
+        kind = WorldModel if variant == "streaming" else ClipModel
+        world = kind.load(config.world, variant=variant)
         yield variant, world
         for stage in config.other if variant != "streaming" else ():
-            network = trained(PackConfig(settings.name, config.runs), stage)
-            yield f"{variant}, weights of {stage}", WorldModel(settings, network, world.autoencoder, world.text_encoder, variant)
+            network = trained(ExportConfig(settings.name, config.runs), stage)
+            yield f"{variant}, weights of {stage}", ClipModel(settings, network, world.autoencoder, world.text_encoder, variant)
 
 
-def clip(world: WorldModel, episodes: Episodes, truth: Tensor, schedule: Schedule) -> Tensor:
+def clip(world: WorldModel | ClipModel, episodes: Episodes, truth: Tensor, schedule: Schedule) -> Tensor:
     """Frames uint8 (N, 24 K, H, W, 3) that a world imagines behind the first true ones."""
     intrinsics = torch.tensor(default_intrinsics(world.config.image_size)).expand(len(truth), 4)
     generators = [torch.Generator().manual_seed(seed) for seed in episodes.seeds]

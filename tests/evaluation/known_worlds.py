@@ -1,5 +1,6 @@
 """Worlds whose right figures are known: one that knows the truth, and one that never moves."""
 
+from sana_wm_env.model.world import World
 from sana_wm_env.rooms import default_intrinsics
 from sana_wm_env.rooms.paths import sample_starts
 from sana_wm_env.rooms.render import render
@@ -20,10 +21,10 @@ class LosslessAutoencoder:
         return latents, None
 
 
-class Oracle:
+class Oracle(World):
     """Renders what it is asked to imagine: the noise generator's seed tells the room."""
 
-    config, autoencoder = Config(), LosslessAutoencoder()
+    config, autoencoder, frames_per_step = Config(), LosslessAutoencoder(), 24
 
     def start(self, images, intrinsics_px, prompts, generators):
         seeds = [generator.initial_seed() for generator in generators]
@@ -31,7 +32,7 @@ class Oracle:
         assert prompts == scenes.captions
         return scenes, sample_starts(scenes, seeds)
 
-    def step(self, state, c2w):
+    def step(self, state, c2w, sigmas=None):
         scenes, starts = state
         return render(scenes, starts[:, None] @ c2w, default_intrinsics(SIZE), SIZE).rgb, state
 
@@ -42,5 +43,5 @@ class Still(Oracle):
     def start(self, images, intrinsics_px, prompts, generators):
         return images
 
-    def step(self, state, c2w):
+    def step(self, state, c2w, sigmas=None):
         return state[:, None].expand(-1, 24, -1, -1, -1), state

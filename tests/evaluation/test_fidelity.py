@@ -84,7 +84,7 @@ def test_frames_before_the_camera_moves_do_not_count(episodes):
 
 def test_nan_in_a_carried_state_is_noticed(episodes):
     class Broken(Still):
-        def step(self, state, c2w):
+        def step(self, state, c2w, sigmas=None):
             return super().step(state, c2w)[0], torch.full((2,), float("nan"))
 
     short = draw_episodes(count=2, chunks=1, seed=5)

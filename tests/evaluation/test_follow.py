@@ -12,6 +12,7 @@ from sana_wm_env.camera import step_twists, twist_path
 from sana_wm_env.evaluation import follow
 from sana_wm_env.evaluation.episodes import Episodes, draw_episodes
 from sana_wm_env.evaluation.poses import ALIGNMENTS
+from sana_wm_env.model.world import World
 from sana_wm_env.rooms import default_intrinsics
 from sana_wm_env.rooms.paths import sample_starts, twist_paths
 from sana_wm_env.rooms.render import render
@@ -24,10 +25,10 @@ class Config:
     image_size = SIZE
 
 
-class Oracle:
+class Oracle(World):
     """Renders what it is asked to imagine; `speed` of it. The noise generator's seed tells the room."""
 
-    config = Config()
+    config, frames_per_step = Config(), 24
 
     def __init__(self, speed: float = 1.0):
         self.speed = speed
@@ -37,7 +38,7 @@ class Oracle:
         scenes = sample_scenes(seeds)
         return scenes, sample_starts(scenes, seeds)
 
-    def step(self, state, c2w):
+    def step(self, state, c2w, sigmas=None):
         scenes, starts = state
         slower = c2w.clone()
         slower[..., :3, 3] *= self.speed

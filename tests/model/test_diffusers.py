@@ -11,7 +11,7 @@ from sana_wm_env.model.transformer import Transformer
 
 diffusers = pytest.importorskip("diffusers", minversion="0.42.1")
 
-# Its numerics (facts/model.md section 13): the clamp in every block, and a camera softmax scaled by the padded head size, which is
+# Its numerics (model/README.md section 12): the clamp in every block, and a camera softmax scaled by the padded head size, which is
 # the head size itself for 32 and 64. Its softmax runs in bfloat16 wherever it is given float32; `whole_precision` undoes that.
 CONFIGS = {
     "3 delta-rule blocks to 1 softmax, 4 latents": (tiny_config(width=64, cam_rms_clamp="all"), 4, 0.1),

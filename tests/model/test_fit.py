@@ -83,7 +83,7 @@ def test_a_decode_takes_what_was_computed(computed, world, session):
 
 
 def test_the_published_network_carries_what_its_layout_says():
-    """facts/model.md section 7: 1,015,840,000 bytes at 704 x 1280; keys and values of the prompt, its mask and a counter come with it."""
+    """model/README.md section 8: 1,015,840,000 bytes at 704 x 1280; keys and values of the prompt, its mask and a counter come with it."""
     carried, _ = session_bytes(preset("2.6b"), (22, 40), torch.bfloat16)
     assert carried == 1_015_840_000 + 20 * 2 * 300 * 2240 * 2 + 300 + 8
 

@@ -65,7 +65,7 @@ def test_decoding_in_pieces_equals_the_causal_decode_of_the_clip(reference, auto
     assert (in_pieces(autoencoder, x, sizes) - wanted).abs().max() <= 1e-4
 
 
-def test_the_state_is_what_the_facts_count(autoencoder):
+def test_the_state_has_the_published_size(autoencoder):
     _, state = autoencoder.decode(latents(1))
     shapes = [(t.shape[1], *t.shape[3:]) for t in state]
     counts = {shape: shapes.count(shape) for shape in shapes}

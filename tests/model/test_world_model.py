@@ -11,9 +11,10 @@ from tiny_networks import paths, tiny_config
 from sana_wm_env.model.autoencoder import Autoencoder, AutoencoderConfig
 from sana_wm_env.model.cameras import camera_inputs
 from sana_wm_env.model.checkpoint import CheckpointError, known_worlds, load_config, resolve_world, save_world
+from sana_wm_env.model.clip import ClipModel
 from sana_wm_env.model.config import VARIANTS, WorldConfig
 from sana_wm_env.model.sampler import sample_clip
-from sana_wm_env.model.state import tensors_of
+from sana_wm_env.model.state import concatenate, tensors_of
 from sana_wm_env.model.text import TextEncoderConfig
 from sana_wm_env.model.transformer import Transformer
 from sana_wm_env.model.world import WorldModel
@@ -95,7 +96,7 @@ def test_a_slot_is_what_it_is_alone(world):
 
 def test_noise_does_not_depend_on_neighbours(world):
     both = begin(world, 2)
-    assert torch.equal(world._draw(both, 3)[0][1:], world._draw(both.map(lambda t: t[1:]), 3)[0])
+    assert torch.equal(world.draw_noise(both, 3)[0][1:], world.draw_noise(both.map(lambda t: t[1:]), 3)[0])
 
 
 def test_generate_latents_is_step_without_the_decode(world):
@@ -106,6 +107,35 @@ def test_generate_latents_is_step_without_the_decode(world):
     video, _ = world.autoencoder.decode(latents, state.decoder)
     assert torch.equal(((video + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1), frames)
     assert all(torch.equal(a, b) for a, b in zip(tensors_of(after.transformer), tensors_of(stepped.transformer), strict=True))
+
+
+def test_playing_a_path_is_step_after_step(world):
+    state = begin(world, 2)
+    wanted, end = play(world, state, 2, 2)
+    chunks = list(world.play(state, torch.cat([poses(0, 2), poses(1, 2)], 1)))
+    assert torch.equal(torch.cat([chunk.frames for chunk in chunks], 1), wanted)
+    assert torch.equal(concatenate(chunks[-1].states).transformer.next_frame, end.transformer.next_frame)
+    undecoded = list(world.play(state, poses(0, 2), decode=False))
+    assert not undecoded[0].frames.numel() and torch.equal(undecoded[0].latents, chunks[0].latents)
+    with pytest.raises(ValueError, match=r"poses are \(2, 30, 4, 4\); wanted \(2, 24, 4, 4\)"):
+        next(world.play(state, paths(31, 2)[:, 1:]))
+
+
+def test_sessions_of_any_age_step_together(world):
+    young, old = begin(world, 1), play(world, begin(world, 1, seed=3), 2, 1)[1]
+    together = world.step_each([young, old, young], [poses(0, 1)[0], poses(2, 1)[0], poses(0, 1)[0]])
+    for (frames, after), (state, chunk) in zip(together, ((young, 0), (old, 2), (young, 0)), strict=True):
+        alone, next_state = world.step(state, poses(chunk, 1))
+        assert (frames.int() - alone[0].int()).abs().max() <= 1
+        assert torch.equal(after.chunk_index, next_state.chunk_index)
+
+
+def test_noise_levels_are_an_argument(world):
+    state, before = begin(world, 1), world.fingerprint
+    few, _ = world.step(state, poses(0, 1), (1.0, 0.5, 0.0))
+    usual, _ = world.step(state, poses(0, 1))
+    assert torch.equal(usual, world.step(state, poses(0, 1), world.config.sigmas)[0]) and not torch.equal(few, usual)
+    assert world.fingerprint == before
 
 
 def test_the_camera_path_matters(world):
@@ -218,7 +248,7 @@ def versatile(folder, tmp_path_factory):
 
 
 def test_each_variant_has_the_weights_that_it_was_trained_with(folder, versatile, world):
-    few, many = WorldModel.load(versatile), WorldModel.load(versatile, variant="bidirectional")
+    few, many = WorldModel.load(versatile), ClipModel.load(versatile)
     assert (few.variant, many.variant) == ("streaming", "bidirectional")
     weight = "x_embedder.proj.weight"
     theirs, ours = (w.transformer.state_dict()[weight] for w in (world, few))
@@ -228,22 +258,20 @@ def test_each_variant_has_the_weights_that_it_was_trained_with(folder, versatile
     try:
         WorldModel.load(versatile)
         with pytest.raises(CheckpointError, match=r"it has no transformer-undistilled\.safetensors"):
-            WorldModel.load(versatile, variant="chunk_causal")
+            ClipModel.load(versatile, variant="chunk_causal")
     finally:
         (versatile / "away").rename(versatile / "transformer-undistilled.safetensors")
 
 
 def test_a_variant_that_is_not_there_is_refused(folder, versatile, world):
     with pytest.raises(CheckpointError, match="the world 'tiny' has no variant 'bidirectional'; it has streaming"):
-        WorldModel.load(folder, variant="bidirectional")
-    clips = WorldModel.load(versatile, variant="chunk_causal")
-    with pytest.raises(ValueError, match="loaded as the variant 'chunk_causal', which makes clips: wanted 'streaming'"):
-        clips.step(begin(clips, 1), poses(0, 1))
+        ClipModel.load(folder)
+    clips = ClipModel.load(versatile, variant="chunk_causal")
+    with pytest.raises(ValueError, match="got the variant 'streaming'; a ClipModel runs bidirectional or chunk_causal"):
+        ClipModel(CONFIG, clips.transformer, clips.autoencoder, clips.text_encoder, "streaming")
+    with pytest.warns(DeprecationWarning, match="is ClipModel.load"):
+        assert WorldModel.load(versatile, variant="chunk_causal").variant == "chunk_causal"
     assert clips.clip_steps(960) == 60 + 39  # 40 chunks, each a step later than the one before
-    with pytest.raises(ValueError, match="got a world that streams"):
-        world.clip_latents(begin(world, 1), poses(0, 1))
-    with pytest.raises(ValueError, match="got a world that streams"):
-        world.clip_steps(24)
     with pytest.raises(ValueError, match=r"the variants streaming with an undistilled transformer"):
         save_world(folder, CONFIG, world.transformer, world.autoencoder, undistilled=world.transformer)
     with pytest.raises(ValueError, match=r"streaming, bidirectional, chunk_causal with no undistilled transformer"):
@@ -254,7 +282,7 @@ def test_a_variant_that_is_not_there_is_refused(folder, versatile, world):
 
 @pytest.mark.parametrize("variant", ["bidirectional", "chunk_causal"])
 def test_a_clip_is_the_sampler_on_the_cameras_text_and_noise_of_its_session(versatile, variant):
-    clips, taken = WorldModel.load(versatile, variant=variant), []
+    clips, taken = ClipModel.load(versatile, variant=variant), []
     state = begin(clips, 2)
     latents = clips.clip_latents(state, poses(0, 2)[:, :16], (1.0, 0.5, 0.0), guidance=2.0, on_step=lambda: taken.append(1))
     noise = torch.stack([torch.randn(4, 2, 2, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)])
@@ -280,7 +308,7 @@ def test_a_clip_is_the_sampler_on_the_cameras_text_and_noise_of_its_session(vers
 
 
 def test_a_clip_decodes_in_pieces(versatile):
-    clips = WorldModel.load(versatile, variant="bidirectional")
+    clips = ClipModel.load(versatile)
     state = begin(clips, 1)
     latents = clips.clip_latents(state, poses(0, 1), (1.0, 0.0))
     whole, _ = clips.decode(latents, state)
@@ -288,3 +316,5 @@ def test_a_clip_decodes_in_pieces(versatile):
     rest, _ = clips.decode(latents[:, :, 1:], after)
     assert whole.shape == (1, 24, 16, 24, 3)
     assert torch.equal(torch.cat([first, rest], 1), whole)
+    (played,) = clips.play(state, poses(0, 1), (1.0, 0.0))
+    assert torch.equal(played.frames, whole) and torch.equal(played.latents, latents)

@@ -14,9 +14,9 @@ from tiny_networks import clip, tiny_config
 from torch import Tensor
 
 from sana_wm_env.model.transformer import Transformer
-from sana_wm_env.train.bidirectional import FlowConfig, FlowStage
 from sana_wm_env.train.causal import CausalStage
-from sana_wm_env.train.latents import Window
+from sana_wm_env.train.data.latents import Window
+from sana_wm_env.train.flow import FlowConfig, FlowStage
 from sana_wm_env.train.loop import LoopConfig, train
 from sana_wm_env.train.optim import PUBLISHED
 from sana_wm_env.train.parallel import ParallelConfig, context_group

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from sana_wm_env.model.autoencoder import AutoencoderConfig
 from sana_wm_env.model.config import PRESETS, TransformerConfig
-from sana_wm_env.train import autoencoder, bidirectional, causal, data, distill, ode, self_forcing
+from sana_wm_env.train import autoencoder, bidirectional, causal, distill, ode, self_forcing
+from sana_wm_env.train.data import rooms as data
 from sana_wm_env.train.loop import LoopConfig
 from sana_wm_env.train.optim import OptimConfig
 

@@ -12,7 +12,7 @@ import small_ladder
 import torch
 
 from sana_wm_env.model.config import PRESETS
-from sana_wm_env.train import data
+from sana_wm_env.train.data import rooms as data
 
 STEPS = 8
 BEFORE = {"autoencoder": [], "bidirectional": [], "causal": ["bidirectional"], "ode": ["bidirectional", "causal"]}

@@ -17,11 +17,13 @@ from sana_wm_env.model.text import TextEncoderConfig
 from sana_wm_env.model.world import WorldModel
 from sana_wm_env.rooms import HELD_OUT, HOME
 from sana_wm_env.rooms.room import held_out_room
-from sana_wm_env.train import ablations, autoencoder, bidirectional, causal, data, distill, ode, self_forcing
-from sana_wm_env.train.latents import LatentClips, Sessions, encode_shards, room_clips
+from sana_wm_env.train import ablations, autoencoder, bidirectional, causal, distill, ode, self_forcing
+from sana_wm_env.train.data import rooms as data
+from sana_wm_env.train.data.latents import LatentClips, Sessions, encode_shards, room_clips
+from sana_wm_env.train.export import ExportConfig, export
+from sana_wm_env.train.flow import FlowStage
 from sana_wm_env.train.loop import LoopConfig, load_average, train
 from sana_wm_env.train.optim import OptimConfig
-from sana_wm_env.train.pack import PackConfig, pack
 
 LOOP = LoopConfig(steps=2, batch=2, preview=2)
 
@@ -60,7 +62,7 @@ def test_the_ladder_ends_in_a_world(runs):
     frames, *_ = env.step(np.zeros(6, np.float32))
     assert frames.shape == (24, 64, 64, 3)
     env.close()
-    pack(PackConfig("tiny", runs, undistilled="causal", out=runs / "versatile"))
+    export(ExportConfig("tiny", runs, undistilled="causal", out=runs / "versatile"))
     clips = WorldModel.load(runs / "versatile", dtype=torch.float32, variant="chunk_causal").transformer.state_dict()
     weight, taken = "x_embedder.proj.weight", load_average(runs / "tiny" / "causal", "generator")
     assert torch.equal(clips[weight], taken[weight].half().float())
@@ -120,7 +122,7 @@ def test_sessions_are_drawn_where_enough_is_left(runs):
 
 def test_a_stage_scores_only_what_it_has_to_predict(runs):
     """With a network that answers exactly, the loss is zero whatever the levels and however often the first frame is given."""
-    stage = bidirectional.FlowStage(bidirectional.BidirectionalConfig(world="tiny", runs=runs, shards=1, loop=LOOP))
+    stage = FlowStage(bidirectional.BidirectionalConfig(world="tiny", runs=runs, shards=1, loop=LOOP))
 
     def exact(model, noisy, timestep, window):
         sigma = (timestep / 1000)[:, None, :, None, None].clamp(min=1e-3)
@@ -269,6 +271,6 @@ def test_latents_are_the_same_whether_frames_lie_on_disk_or_not(runs, tmp_path):
 def test_missing_stages_are_named(tmp_path, runs):
     config = bidirectional.BidirectionalConfig(world="tiny", runs=tmp_path, shards=1, loop=LOOP)
     with pytest.raises(FileNotFoundError, match="sana-wm train autoencoder"):
-        bidirectional.FlowStage(config)
+        FlowStage(config)
     with pytest.raises(FileNotFoundError, match="sana-wm train nowhere"):
-        bidirectional.FlowStage(replace(config, runs=runs, init_from="nowhere"))
+        FlowStage(replace(config, runs=runs, init_from="nowhere"))

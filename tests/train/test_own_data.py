@@ -1,4 +1,4 @@
-"""Own and published latents: written, read back, trained on; the cameras against the conventions of facts/training.md, section 4."""
+"""Own and published latents: written, read back, trained on; the cameras against the conventions of train/README.md."""
 
 import json
 from dataclasses import replace
@@ -18,13 +18,14 @@ from sana_wm_env.model.config import PRESETS
 from sana_wm_env.model.text import TextEncoderConfig
 from sana_wm_env.model.world import WorldModel
 from sana_wm_env.train import autoencoder, bidirectional, distill
-from sana_wm_env.train.filters import FILTERS, bad_camera, filter_ranges, rejected
-from sana_wm_env.train.latents import LatentClips, Sessions, Window, zooming_camera_inputs
+from sana_wm_env.train.data.filters import FILTERS, bad_camera, filter_ranges, rejected
+from sana_wm_env.train.data.latents import LatentClips, Sessions, Window, zooming_camera_inputs
+from sana_wm_env.train.data.packed import PackedClip, packed_shards, read_packed, write_packed
+from sana_wm_env.train.data.published import PublishedClip, PublishedLatents, write_published
+from sana_wm_env.train.data.source import OwnData, read_own
+from sana_wm_env.train.export import ExportConfig, export, export_stage, largest_motion
+from sana_wm_env.train.flow import FlowStage, beginning
 from sana_wm_env.train.loop import LoopConfig
-from sana_wm_env.train.own import OwnData, read_own
-from sana_wm_env.train.pack import PackConfig, largest_motion, pack, pack_stage
-from sana_wm_env.train.published import PublishedClip, PublishedLatents, write_published
-from sana_wm_env.train.shards import PackedClip, packed_shards, read_packed, write_packed
 
 LOOP = LoopConfig(steps=1, batch=2, preview=1)
 SIZE, GRID = (704, 1280), (22, 40)
@@ -75,7 +76,7 @@ def test_packed_clips_come_back_as_latents(runs):
 def test_the_stages_train_on_packed_clips(runs):
     config = bidirectional.BidirectionalConfig(world="tiny", runs=runs, own=OwnData(runs / "packed"), loop=LOOP)
     bidirectional.run(config)
-    again = bidirectional.FlowStage(replace(config, init_from="bidirectional"))
+    again = FlowStage(replace(config, init_from="bidirectional"))
     assert again.loss(2, torch.Generator().manual_seed(0))[0].isfinite()
 
 
@@ -88,7 +89,7 @@ def test_clips_that_are_too_short_for_a_window_are_counted(runs, capsys):
 
 def test_the_world_moves_as_far_as_the_videos(runs, tmp_path):
     bidirectional.run(bidirectional.BidirectionalConfig(world="tiny", runs=runs, own=OwnData(runs / "packed"), loop=LOOP))
-    pack(PackConfig("tiny", runs, "bidirectional", out=tmp_path / "world", data=runs / "packed", name="mine"))
+    export(ExportConfig("tiny", runs, "bidirectional", out=tmp_path / "world", data=runs / "packed", name="mine"))
     env = gym.make("SanaWM-v0", world=str(tmp_path / "world"))
     with pytest.raises(ValueError, match="image"):
         env.unwrapped.reset(seed=0)  # it has no first frames of its own
@@ -97,7 +98,7 @@ def test_the_world_moves_as_far_as_the_videos(runs, tmp_path):
     assert env.step(np.zeros(6, np.float32))[-1]["world"] == "mine"
     env.close()
     # a stage can begin with the world as well as with another stage
-    found, saved = bidirectional.beginning(runs / "tiny", str(tmp_path / "world")), bidirectional.beginning(runs / "tiny", "bidirectional")
+    found, saved = (beginning(runs / "tiny", name) for name in (str(tmp_path / "world"), "bidirectional"))
     name = "final_layer.linear.weight"
     assert found.keys() >= {name} and torch.allclose(found[name], saved[name], atol=1e-3)
 
@@ -110,8 +111,8 @@ def test_the_last_stage_packs_a_world_of_the_data_it_was_trained_on(runs, capsys
     distill.run(config)
     world = WorldModel.load(runs / "tiny" / "world").config
     assert world.first_frames is None and (world.max_translation_m, world.max_rotation_rad) == largest_motion(runs / "packed")
-    pack_stage(replace(config, own=OwnData(runs)))  # no packed clips there to learn the largest action from
-    assert "sana-wm train pack --stage distill --data" in capsys.readouterr().out
+    export_stage(replace(config, own=OwnData(runs)))  # no packed clips there to learn the largest action from
+    assert "sana-wm train export --stage distill --data" in capsys.readouterr().out
 
 
 def test_largest_motion_is_that_of_the_chunks(tmp_path):

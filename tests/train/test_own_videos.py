@@ -11,10 +11,10 @@ from own_videos import INTRINSICS, SIZE, path_of, write_clip, write_video
 import sana_wm_env
 from sana_wm_env import cli
 from sana_wm_env.camera import from_unreal_cm, relative_to_first
-from sana_wm_env.train.footage import at_rate, cut, inspect, pieces
-from sana_wm_env.train.prepare import PackVideosConfig, pack
-from sana_wm_env.train.shards import packed_paths, packed_shards, read_packed
-from sana_wm_env.train.sidecars import ClipError
+from sana_wm_env.train.data.command import PackVideosConfig, pack
+from sana_wm_env.train.data.packed import packed_paths, packed_shards, read_packed
+from sana_wm_env.train.data.sidecars import ClipError
+from sana_wm_env.train.data.videos import at_rate, cut, inspect, pieces
 
 
 def in_opengl(c2w: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from tiny_networks import GRID, clip, tiny_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from sana_wm_env.model.transformer import Transformer
-from sana_wm_env.train.plan import TABLE_7, PlanConfig, forward_flops, kept_bytes, memory, row_flops, run
+from sana_wm_env.train.scale import TABLE_7, PlanConfig, forward_flops, kept_bytes, memory, row_flops, run
 
 
 @pytest.mark.parametrize("rule", ["bidirectional", "chunk_causal"])

@@ -17,13 +17,13 @@ from sana_wm_env.model.world import WorldModel
 from sana_wm_env.rooms import paths
 
 from .autoencoder import load_trained
-from .bidirectional import FlowConfig
+from .data.packed import PACKED, packed_paths, packed_shards
+from .flow import FlowConfig
 from .loop import load_average
-from .shards import PACKED, packed_paths, packed_shards
 
 
 @dataclass(frozen=True)
-class PackConfig:
+class ExportConfig:
     """Writes the averaged weights of a stage and the autoencoder as a world.
 
     Attributes:
@@ -48,7 +48,7 @@ class PackConfig:
     name: str = ""
 
 
-def assemble(config: PackConfig) -> WorldModel:
+def assemble(config: ExportConfig) -> WorldModel:
     """The world that a stage has come to: averaged weights of its transformer, and the autoencoder."""
     home = config.runs / config.world
     autoencoder = load_trained(home / "autoencoder", "cpu")
@@ -72,7 +72,7 @@ def assemble(config: PackConfig) -> WorldModel:
     return WorldModel(world, trained(config, config.stage), autoencoder, TextEncoder(text))
 
 
-def trained(config: PackConfig, stage: str) -> Transformer:
+def trained(config: ExportConfig, stage: str) -> Transformer:
     """The transformer with the averaged weights of a stage."""
     transformer = Transformer(preset(config.world))
     transformer.load_state_dict(load_average(config.runs / config.world / stage, "generator"))
@@ -100,7 +100,7 @@ def largest_motion(folder: Path) -> tuple[float, float]:
     return moved, turned
 
 
-def pack(config: PackConfig) -> None:
+def export(config: ExportConfig) -> None:
     """Writes the world folder and says where it is."""
     world = assemble(config)
     out = config.out or config.runs / config.world / "world"
@@ -110,13 +110,15 @@ def pack(config: PackConfig) -> None:
     print(f"wrote {out}: gym.make('SanaWM-v0', world='{out}') opens it{bring}")
 
 
-def pack_stage(config: FlowConfig) -> None:
+def export_stage(config: FlowConfig) -> None:
     """Packs what a stage of the few-step model has come to, as runs/WORLD/world.
 
     The published latent layout has no clips to learn the largest action from: its worlds are packed by hand.
     """
     own = config.own.data
     if own and not any(own.glob(PACKED)):
-        print(f"{config.home} is done; `sana-wm train pack --stage {config.home.name} --data CLIPS` makes a world of it, with packed clips")
+        print(
+            f"{config.home} is done; `sana-wm train export --stage {config.home.name} --data CLIPS` makes a world of it, with packed clips"
+        )
         return
-    pack(PackConfig(config.world, config.runs, config.home.name, size=config.size, data=own))
+    export(ExportConfig(config.world, config.runs, config.home.name, size=config.size, data=own))

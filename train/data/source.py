@@ -16,8 +16,8 @@ from sana_wm_env.model.autoencoder import TEMPORAL_STRIDE, Autoencoder
 
 from .filters import filter_ranges
 from .latents import LatentClip, encode_clip
+from .packed import PACKED, PackedClip, packed_shards, read_packed
 from .published import PublishedLatents
-from .shards import PACKED, PackedClip, packed_shards, read_packed
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class OwnData:
 
     Attributes:
         data: folder of your own data: what `sana-wm data latents` wrote, or the published latent layout; rooms if not given.
-        filters: published layout: keep the clips whose scores lie in the ranges of this source, see train/filters.py; all if not given.
+        filters: published layout: keep the clips whose scores lie in the ranges of this source, see filters.py; all if not given.
         min_mib: published layout: latents smaller than this many MiB count as broken; 0 for small worlds.
         captions: published layout: suffix of the caption files that replace the prompts.
     """

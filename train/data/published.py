@@ -1,4 +1,4 @@
-"""The published latent layout (SanaWMZipLatentDataset; facts/training.md section 4): reader and writer.
+"""The published latent layout (SanaWMZipLatentDataset; train/README.md, "The published latent layout"): reader and writer.
 
     DATA/NAME.zip                        KEY.json per clip: prompt, width, height
     DATA/NAME_camera.npz                 ids; ranges (start, count) into pose (sum F, 4, 4) and intrinsics (sum F, 4)
@@ -6,8 +6,8 @@
     DATA/NAME_SUFFIX.json or .jsonl      KEY -> score of a filter, or caption
     vae_cache/.../NAME.zip               KEY.npz per clip with z (C, T, H, W)
 
-Poses are camera-to-world in OpenCV axes, intrinsics fx, fy, cx, cy in pixels of width x height. Latents are taken as they are. Where the
-facts leave room, this is what is assumed: the files of a NAME lie side by side, and vae_cache lies below the folder that is given.
+Poses are camera-to-world in OpenCV axes, intrinsics fx, fy, cx, cy in pixels of width x height. Latents are taken as they are.
+Not documented, and assumed here: the files of a NAME lie side by side, and vae_cache lies below the folder that is given.
 """
 
 import io

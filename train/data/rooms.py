@@ -20,7 +20,7 @@ from sana_wm_env.rooms import FOCAL, HELD_OUT, HOME, paths
 from sana_wm_env.rooms.render import render
 from sana_wm_env.rooms.scene import sample_scenes
 
-from .processes import barrier, rank, world_size
+from ..processes import barrier, rank, world_size
 
 
 @dataclass(frozen=True)

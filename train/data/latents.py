@@ -14,8 +14,8 @@ from sana_wm_env.model.cameras import camera_inputs, raw_frames_of_latents
 from sana_wm_env.model.text import TextEncoder, TextEncoderConfig
 from sana_wm_env.rooms.scene import sample_scenes
 
-from .data import read_shard, render_shard, rooms_of, shard_path
-from .processes import barrier, rank, world_size
+from ..processes import barrier, rank, world_size
+from .rooms import read_shard, render_shard, rooms_of, shard_path
 
 
 @dataclass(frozen=True)

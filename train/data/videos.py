@@ -16,7 +16,7 @@ from sana_wm_env.camera import CHUNK_FRAMES, Array, relative_to_first
 from sana_wm_env.model.autoencoder import TEMPORAL_STRIDE
 from sana_wm_env.model.image import fit_image
 
-from .shards import PackedClip
+from .packed import PackedClip
 from .sidecars import Cameras, ClipError, read_cameras
 
 MIN_FPS = 8.0

@@ -15,12 +15,12 @@ from tqdm import tqdm
 from sana_wm_env.camera import CHUNK_FRAMES
 from sana_wm_env.model.autoencoder import SPATIAL_STRIDE
 
-from .autoencoder import load_trained
-from .footage import Footage, cut, inspect, pieces, videos_in
-from .own import encode_each, encode_packed
+from ..autoencoder import load_trained
+from .packed import PackedClip, packed_shards, read_packed, write_packed
 from .published import PublishedClip, write_published
-from .shards import PackedClip, packed_shards, read_packed, write_packed
 from .sidecars import ClipError
+from .source import encode_each, encode_packed
+from .videos import Footage, cut, inspect, pieces, videos_in
 
 REPORT = "report.json"
 PUBLISHED_NAME = "own"

@@ -1,0 +1,186 @@
+"""What the stages of the transformer share: flow matching on clips, each under an execution rule and noise levels of its own.
+
+SANA-WM section 3.1 and the released recipe: x = (1 - sigma) clean + sigma noise, the network learns v = noise - clean, the first frame is
+clean and not scored with probability 0.9, captions are dropped with probability 0.1.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sana_wm_env.model.autoencoder import TEMPORAL_STRIDE
+from sana_wm_env.model.checkpoint import CONFIG, known_worlds
+from sana_wm_env.model.config import TransformerConfig, preset
+from sana_wm_env.model.execution import Rule
+from sana_wm_env.model.sampler import STREAMING_SIGMAS, euler
+from sana_wm_env.model.text import TextEncoderConfig
+from sana_wm_env.model.transformer import Transformer
+from sana_wm_env.model.weights import is_unused
+from sana_wm_env.model.world import WorldModel
+
+from .autoencoder import load_trained
+from .data.latents import LatentClips, Window, encoded_rooms
+from .data.source import OwnData, read_own
+from .levels import LEVELS, logit_normal, sigma_of
+from .loop import LoopConfig, load_average
+from .parallel import RankStretch, context_group
+from .precision import prepare_network
+from .stage import Stage
+
+IMAGE_GIVEN = 0.9
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """What the stages of the transformer share.
+
+    Attributes:
+        world: name of a preset; the run lives in runs/WORLD/NAME.
+        name: folder of the run; the stage's own name if not given. Gives a second phase of a stage, longer clips say, a place of its own.
+        loop: steps, batch, rates, see LoopConfig.
+        init_from: stage whose averaged weights this one begins with, or a world, by bundled name or by folder, or a safetensors file of
+            a transformer's weights ("": from scratch).
+        runs: folder of all runs; rooms are rendered into runs/data and encoded by the autoencoder of runs/WORLD/autoencoder.
+        own: what to train on in place of rooms, see OwnData.
+        shards: shards of clips to train on, each 32 clips of 97 frames in rooms that are seen once.
+        home_shards: shards of clips at home, likewise, in the 48 rooms that the world is to know by heart.
+        sessions: shards of sessions to train on as well, each 4 of 961 frames.
+        home_sessions: shards of sessions at home.
+        frames: latent frames per clip, 3k + 1.
+        shift: flow shift of the noise levels.
+    """
+
+    world: str = "rooms"
+    name: str = ""
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    init_from: str = ""
+    text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    runs: Path = Path("runs")
+    own: OwnData = field(default_factory=OwnData)
+    shards: int = 64
+    home_shards: int = 0
+    sessions: int = 0
+    home_sessions: int = 0
+    size: tuple[int, int] = (64, 64)
+    frames: int = 4
+    shift: float = 9.95
+    stage: ClassVar[str]
+
+    @property
+    def home(self) -> Path:
+        """Folder of the run."""
+        return self.runs / self.world / (self.name or self.stage)
+
+
+class FlowStage(Stage):
+    """Flow matching under one execution rule; subclasses say which levels the frames get."""
+
+    rule: Rule = "bidirectional"
+
+    def __init__(self, config: FlowConfig):
+        torch.manual_seed(config.loop.seed)
+        self.config, self.context = config, context_group(config.loop.parallel.context)
+        self.model = self.network = Transformer(self.transformer())
+        home, device = config.runs / config.world, config.loop.device
+        if config.init_from:
+            self.begin_with(beginning(home, config.init_from))
+        self.prepare(self.network)
+        self.autoencoder = load_trained(home / "autoencoder", device)
+        if config.own.data:
+            clips = read_own(config.own, config.size, self.autoencoder, config.frames)
+        else:
+            shards = {"clips": config.shards, "home-clips": config.home_shards}
+            shards |= {"sessions": config.sessions, "home-sessions": config.home_sessions}
+            clips = encoded_rooms(config.runs / "data", shards, config.size, self.autoencoder, device)
+        self.clips = LatentClips(clips, config.size, config.text, device)
+
+    def prepare(self, network: Transformer) -> Transformer:
+        """A network of this stage on its device, computing as the loop's settings say. A sharded one takes the dtype of its shards."""
+        loop = self.config.loop
+        if loop.parallel.shard:
+            return network.to(loop.device).prepare()
+        return prepare_network(network, loop.precision, loop.device, loop.compile)
+
+    @property
+    def divides_clips(self) -> bool:
+        """Whether clips may be divided in time among ranks: where the loss is the one below."""
+        return type(self).loss is FlowStage.loss
+
+    def stretch(self, frames: int) -> RankStretch | None:
+        """The part of a clip of `frames` latent frames that this rank holds, None for all of it."""
+        return self.context and self.context.stretch(frames, self.network.config.chunk)
+
+    def transformer(self) -> TransformerConfig:
+        return preset(self.config.world)
+
+    def begin_with(self, weights: dict[str, Tensor]) -> None:
+        """Takes over all weights. A block that goes from the delta rule to softmax leaves its short convolutions behind."""
+        own = self.network.state_dict()
+        unused = {name: value for name, value in own.items() if is_unused(name)}  # which files may lack
+        left = [name for name in weights if ".attn.conv_k" in name and name not in own]
+        self.network.load_state_dict(unused | {name: value for name, value in weights.items() if name not in left})
+
+    def levels(self, batch: int, frames: int, generator: torch.Generator) -> Tensor:
+        """Level indices (B, T): one per clip."""
+        return logit_normal((batch, 1), generator).expand(batch, frames)
+
+    def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        window = self.clips.window(self.clips.draw(batch, self.config.frames, generator), self.config.frames)
+        frames = window.latents.shape[2]
+        index = self.levels(batch, frames, generator).clone()
+        given = torch.rand(batch, generator=generator, device=generator.device) < IMAGE_GIVEN
+        index[:, 0] = torch.where(given, 0, index[:, 0])
+        scored = torch.ones(batch, frames, device=generator.device)
+        scored[:, 0] = (~given).float()
+        sigma = sigma_of(index, self.config.shift)
+        noise = torch.randn(window.latents.shape, generator=generator, device=generator.device)
+        noisy = torch.lerp(window.latents, noise, sigma[:, None, :, None, None])
+        if self.context:  # drawn alike by all that share the clip; this makes sure
+            window, noise, noisy, sigma, scored = self.context.leaders((window, noise, noisy, sigma, scored))
+        velocity = self.velocity(self.model, noisy, LEVELS * sigma, window)
+        stretch = self.stretch(frames)
+        own = slice(None) if stretch is None else stretch.own
+        error = (velocity - (noise - window.latents)[:, :, own]).square().mean((1, 3, 4))  # (B, own T)
+        # the mean over all ranks, which is what the loop takes, is the loss of the whole clips
+        return (error * scored[:, own]).sum() / scored.sum() * self.config.loop.parallel.context, {}
+
+    def velocity(self, model: nn.Module, noisy: Tensor, timestep: Tensor, window: Window) -> Tensor:
+        """Velocity of the clips noisy (B, C, T, h, w), of the frames that this rank holds where they are divided."""
+        text, stretch = model.text_context(window.text, window.text_mask), self.stretch(noisy.shape[2])
+        if stretch is None:
+            return model(noisy, timestep, text, model.camera_context(window.camera, window.plucker), rule=self.rule)
+        own = stretch.own
+        cameras = model.camera_context(window.camera[:, own], window.plucker[:, :, own], stretch.first)
+        return model(noisy[:, :, own], timestep[:, own], text, cameras, self.rule, stretch)
+
+    @torch.no_grad()
+    def preview(self, model: nn.Module) -> Tensor:
+        """Four clips: the true last frame of each latent frame above the one sampled in a few steps."""
+        device = self.config.loop.device
+        sessions = self.clips.draw(4, self.config.frames, torch.Generator(device).manual_seed(1), text_drop=0.0)
+        window = self.clips.window(sessions, self.config.frames)
+        noise = torch.randn(window.latents.shape, generator=torch.Generator(device).manual_seed(2), device=device)
+        sampled = self.sample(model, window, noise)
+        pictures = [self.autoencoder.decode(latents)[0][:, :, ::TEMPORAL_STRIDE] for latents in (window.latents, sampled)]
+        both = torch.stack(pictures, 1).clamp(-1, 1)  # (4, 2, 3, T, H, W)
+        picture = both.permute(2, 0, 1, 4, 3, 5).flatten(1, 3).flatten(2, 3)  # (3, 4*2*H, T*W)
+        return ((picture + 1) * 127.5).round().to(torch.uint8).cpu()
+
+    def sample(self, model: nn.Module, window: Window, noise: Tensor) -> Tensor:
+        """Latents like `noise` (B, C, T, h, w), by the streaming sampler's few levels under this stage's rule."""
+        text = model.text_context(window.text, window.text_mask)
+        cameras = model.camera_context(window.camera, window.plucker)
+        return euler(lambda x, t: model(x, t, text, cameras, rule=self.rule), noise, STREAMING_SIGMAS, window.latents[:, :, :1])
+
+
+def beginning(home: Path, name: str) -> dict[str, Tensor]:
+    """The weights, in float32, of a stage in `home`, of the transformer of a world, or of one in a safetensors file."""
+    if Path(name).suffix == ".safetensors":
+        return {key: value.float() for key, value in load_file(name).items()}
+    if (Path(name) / CONFIG).is_file() or (name in known_worlds() and not (home / name).exists()):
+        return WorldModel.load(name, dtype=torch.float32).transformer.state_dict()
+    return load_average(home / name, "generator")
