@@ -4,11 +4,12 @@
     world = WorldModel.load("rooms", precision="nvfp4")         the same, cut from the weights as they are stored
     sana-wm checkpoint quantize rooms small --precision nvfp4   once and for all: "small" is a world folder
 
-Weights are packed and activations are rounded to the same format before every product, after training, without calibration: what the
-published code does to SANA-WM, whose choice of layers is the default here. The formats are in `kernels/formats.py`, the layer in
-`kernels/quantized.py`. A quantised world imagines other pictures than the wide one; `sana-wm evaluate precision` measures how much.
-The same batch always gives the same bits. In a batch of another size a session differs by about as much as from the wide world: last
-bits decide between two codes, and what was decided otherwise spreads.
+Weights are packed and activations are rounded to the same format before every product, after training, without
+calibration: what the published code does to SANA-WM, whose choice of layers is the default here. The formats are in
+`kernels/formats.py`, the layer in `kernels/quantized.py`. A quantised world imagines other pictures than the wide
+one; `sana-wm evaluate precision` measures how much. The same batch always gives the same bits. In a batch of
+another size a session differs by about as much as from the wide world: last bits decide between two codes, and
+what was decided otherwise spreads.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -30,7 +31,9 @@ MULTIPLE = 16  # layers whose sizes are no multiples of it stay wide, as publish
 
 
 class Layer(NamedTuple):
-    """A product in every block. published: whether the published recipe quantises it. group: what is measured together."""
+    """A product in every block. published: whether the published recipe quantises it. group: what is
+    measured together.
+    """
 
     group: str
     published: bool
@@ -53,8 +56,8 @@ LAYERS: dict[str, Layer] = {
     "attn.v_proj_cam": Layer("camera", False, "values of the camera branch"),
     "attn.out_proj_cam": Layer("camera", False, "output of the camera branch"),
 }
-"""Everything else stays wide: embedders of patch, rays, time and text, `t_block` and the final layer; the depthwise and temporal
-convolutions, `plucker_proj`, norms and gates inside the blocks."""
+"""Everything else stays wide: embedders of patch, rays, time and text, `t_block` and the final layer; the
+depthwise and temporal convolutions, `plucker_proj`, norms and gates inside the blocks."""
 PUBLISHED = tuple(name for name, layer in LAYERS.items() if layer.published)
 
 
@@ -70,12 +73,15 @@ def quantize(
     Args:
         model: which is returned.
         precision: of weights and activations.
-        layers: names from `LAYERS`; those whose sizes are no multiples of 16 (or of the format's block) stay wide.
-        wide_at: timesteps, such as 1000 and 727, at which activations stay as they are. With few steps the first and the last matter most.
+        layers: names from `LAYERS`; those whose sizes are no multiples of 16 (or of the format's block) stay
+            wide.
+        wide_at: timesteps, such as 1000 and 727, at which activations stay as they are. With few steps the
+            first and the last matter most.
         exact: on a GPU as well, multiply the rounded values instead of asking its tensor cores.
 
     Raises:
-        ValueError: an unknown precision or layer, a network that is quantised already, or a GPU that cannot multiply in this precision.
+        ValueError: an unknown precision or layer, a network that is quantised already, or a GPU that cannot
+            multiply in this precision.
     """
     transformer: Transformer = getattr(model, "transformer", model)  # type: ignore[assignment]
     check_precision(precision)
@@ -135,7 +141,9 @@ def _replace(transformer: nn.Module, name: str, precision: Precision, exact: boo
 
 
 def read_precision(files: WeightFiles) -> Precision | None:
-    """What files are stored in, None for wide ones; CheckpointError that names a precision which is not known here."""
+    """What files are stored in, None for wide ones; CheckpointError that names a precision which is not
+    known here.
+    """
     found = files.metadata().get(METADATA)
     if found is not None and found not in PRECISIONS:
         known = ", ".join(PRECISIONS)
@@ -157,12 +165,15 @@ def match_files(network: Transformer, files: WeightFiles) -> Transformer:
 def load_weights(
     network: Transformer, files: WeightFiles, dtype: torch.dtype, device: str | torch.device, precision: Precision | None
 ) -> None:
-    """Fill a network without weights, quantised where the files are or where `precision` asks for it: the peak is it and one tensor.
+    """Fill a network without weights, quantised where the files are or where `precision` asks for it: the
+    peak is it and one tensor.
 
-    `dtype` is that of everything that is not packed. Weights are packed from the values in the files, whatever `dtype` is.
+    `dtype` is that of everything that is not packed. Weights are packed from the values in the files,
+    whatever `dtype` is.
 
     Raises:
-        CheckpointError: files in another precision, or that do not fit; it names every key, before any weight is read.
+        CheckpointError: files in another precision, or that do not fit; it names every key, before any
+            weight is read.
         ValueError: a GPU that cannot multiply in this precision.
     """
     stored = read_precision(files)
@@ -195,7 +206,9 @@ def packed_names(network: nn.Module) -> frozenset[str]:
 
 
 def pack_tensors(tensors: Iterable[tuple[str, Tensor]], network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a wide network as a quantised one holds them. What is packed already, or stays wide, passes."""
+    """The tensors of a wide network as a quantised one holds them. What is packed already, or stays wide,
+    passes.
+    """
     layers = {name: module for name, module in network.named_modules() if isinstance(module, QuantizedLinear)}
     for name, t in tensors:
         owner, _, kind = name.rpartition(".")
@@ -208,6 +221,8 @@ def pack_tensors(tensors: Iterable[tuple[str, Tensor]], network: nn.Module) -> I
 
 
 def count_bytes(network: nn.Module, dtype: torch.dtype) -> int:
-    """Bytes of all parameters and buffers with everything that is not packed in `dtype`. The network may stand on the meta device."""
+    """Bytes of all parameters and buffers with everything that is not packed in `dtype`. The network may
+    stand on the meta device.
+    """
     kept = packed_names(network)
     return sum(t.numel() * (t.dtype if name in kept else dtype).itemsize for name, t in network.state_dict().items())

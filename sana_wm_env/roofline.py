@@ -1,12 +1,12 @@
 """`sana-wm roofline`: the least time that a step can take on a GPU in each precision, on paper.
 
-A product takes as long as its operations at the card's rate, or as moving its bytes, whichever is longer; products follow one another.
-In few bits the rounding of activations counts as bytes: they are read wide, and written and read once more as codes. Everything that is
-not quantised (attention, the delta rule, the camera branch, convolutions) runs at the rate of bfloat16 and reads its weights and the
-session's state once. Real programs reach a half to two thirds of this on large products, less where kernels are small.
+A product takes as long as its operations at the card's rate, or as moving its bytes, whichever is longer;
+products follow one another. In few bits the rounding of activations counts as bytes: they are read wide, and
+written and read once more as codes. Everything that is not quantised (attention, the delta rule, the camera
+branch, convolutions) runs at the rate of bfloat16 and reads its weights and the session's state once.
 
-Rates are dense, sums in float32, as the maker states them: RTX Blackwell architecture paper for the RTX 5090, data sheets for H100 SXM
-and HGX B200.
+Rates are dense, sums in float32, as the maker states them: RTX Blackwell architecture paper for the RTX 5090, data
+sheets for H100 SXM and HGX B200.
 """
 
 from __future__ import annotations
@@ -65,14 +65,18 @@ class RooflineConfig:
 
 
 class Pass(NamedTuple):
-    """What one pass over a chunk does: operations and bytes of each quantised product, and of everything else together."""
+    """What one pass over a chunk does: operations and bytes of each quantised product, and of everything
+    else together.
+    """
 
     products: list[tuple[int, int]]
     other: tuple[int, int]
 
 
 def count_pass(config: TransformerConfig, grid: tuple[int, int], state_bytes: int, precision: Precision | None) -> Pass:
-    """One denoising pass on a full window, the products that a precision holds apart from the rest, which is in bfloat16."""
+    """One denoising pass on a full window, the products that a precision holds apart from the rest, which is
+    in bfloat16.
+    """
     rows = config.chunk * grid[0] * grid[1]
     with torch.device("meta"):
         network = Transformer(config).bfloat16()
@@ -95,7 +99,9 @@ def _count_product(rows: int, weight: torch.Tensor, precision: Precision | None)
 
 
 def count_pass_flops(network: Transformer, grid: tuple[int, int]) -> int:
-    """Operations of a denoising pass on a full window by torch's counter; the network stands on the meta device."""
+    """Operations of a denoising pass on a full window by torch's counter; the network stands on the meta
+    device.
+    """
     chunk, state = empty_session(network, grid)
     x, text, cameras = chunk
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:

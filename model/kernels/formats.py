@@ -1,7 +1,8 @@
 """Numbers in few bits, to the last bit and on any machine: NVFP4, MXFP8, FP8 and INT8, each with its scales.
 
-A format cuts a tensor into element values, which few bits can hold, and scales; `pack` stores them as bytes, `unpack` reads them back.
-Rounding is to the nearest, ties to even. Zeros stay zeros, numbers that are too large become the largest there is, NaN stays NaN.
+A format cuts a tensor into element values, which few bits can hold, and scales; `pack` stores them as bytes,
+`unpack` reads them back. Rounding is to the nearest, ties to even. Zeros stay zeros, numbers that are too
+large become the largest there is, NaN stays NaN.
 
 | format | element        | one scale for        | and above it      | largest error of an element x                        |
 |--------|----------------|----------------------|-------------------|------------------------------------------------------|
@@ -10,10 +11,11 @@ Rounding is to the nearest, ties to even. Zeros stay zeros, numbers that are too
 | fp8    | E4M3, 8 bits   | a row, float32       |                   | 1/16 of x, 2.2e-6 of its row's largest               |
 | int8   | -127 to 127    | a row, float32       |                   | 1/254 of its row's largest                           |
 
-"A row" is an output of a weight, a token of activations. The float32 of NVFP4 is one for a weight, one for each session of a batch, so
-that a session does not depend on its neighbours.
+"A row" is an output of a weight, a token of activations. The float32 of NVFP4 is one for a weight, one for
+each session of a batch, so that a session does not depend on its neighbours.
 
-Sources: OCP Microscaling Formats 1.0 (E2M1, E4M3, E8M0); NVIDIA's NVFP4 as TransformerEngine computes it without Hadamard transform.
+Sources: OCP Microscaling Formats 1.0 (E2M1, E4M3, E8M0); NVIDIA's NVFP4 as TransformerEngine computes it
+without Hadamard transform.
 Letters: G groups (sessions; 1 for a weight), K inputs, N outputs, b inputs that share a block scale.
 """
 
@@ -49,7 +51,9 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class Format:
-    """cut: x (G, ..., K) to its `Parts`. encode, decode: element values to stored codes and back. block: K is a multiple of it."""
+    """cut: x (G, ..., K) to its `Parts`. encode, decode: element values to stored codes and back. block: K
+    is a multiple of it.
+    """
 
     block: int
     cut: Callable[[Tensor], Parts]
@@ -58,14 +62,18 @@ class Format:
 
 
 def pack(weight: Tensor, precision: Precision) -> Parts:
-    """A weight (N, K) as bytes: codes (N, K), or (N, K/2) of two each; block scales (N, K/b); scale (N, 1), or () of NVFP4."""
+    """A weight (N, K) as bytes: codes (N, K), or (N, K/2) of two each; block scales (N, K/b); scale (N, 1),
+    or () of NVFP4.
+    """
     codes, block_scales, scale = (None if part is None else part[0] for part in encode(weight[None], precision))
     assert codes is not None
     return Parts(codes, block_scales, scale.reshape(()) if scale is not None and block_scales is not None else scale)
 
 
 def encode(x: Tensor, precision: Precision) -> Parts:
-    """Activations (G, ..., K), one session to a group, as they go into a product: codes, and scales of as many axes."""
+    """Activations (G, ..., K), one session to a group, as they go into a product: codes, and scales of as
+    many axes.
+    """
     form = FORMATS[precision]
     numbers, block_scales, scale = form.cut(x)
     return Parts(form.encode(numbers), block_scales, scale)
@@ -91,7 +99,9 @@ def round_e2m1(x: Tensor) -> Tensor:
 
 
 def encode_e2m1(numbers: Tensor) -> Tensor:
-    """Values of E2M1 (..., K) as uint8 (..., K/2): sign, two bits of exponent, one of mantissa; the first of a pair in the lower half."""
+    """Values of E2M1 (..., K) as uint8 (..., K/2): sign, two bits of exponent, one of mantissa; the first of
+    a pair in the lower half.
+    """
     size = numbers.abs()
     place = torch.where(size < 2, 2 * size, torch.where(size < 4, size + 2, size / 2 + 4))  # in `E2M1`
     first, second = (place + 8 * numbers.signbit()).to(torch.uint8).unflatten(-1, (-1, 2)).unbind(-1)

@@ -13,7 +13,9 @@ def can_multiply(x: Tensor, outputs: int) -> bool:
 
 
 def multiply(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, base: Tensor | None = None, silu: bool = False) -> Tensor:
-    """Equals a quantised layer in plain torch: x (..., K), codes int8 (N, K), scale (N, 1), base (..., N) -> (..., N) like x."""
+    """Equals a quantised layer in plain torch: x (..., K), codes int8 (N, K), scale (N, 1), base (..., N) ->
+    (..., N) like x.
+    """
     rows, (outputs, inputs) = x.numel() // x.shape[-1], codes.shape
     bytes_, scales, (x, stride) = torch.empty(rows, inputs, dtype=torch.int8), torch.empty(rows), rows_of(x)
     function("round_rows", x.dtype, inputs)(x, stride, bytes_, scales, rows, inputs)

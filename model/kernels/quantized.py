@@ -1,6 +1,8 @@
-"""A linear layer in few bits: packed weights, activations rounded to the same format before every product, sums in float32.
+"""A linear layer in few bits: packed weights, activations rounded to the same format before every product,
+sums in float32.
 
-On a CPU, and wherever it is asked to be exact, the rounded values are multiplied as they are; on a GPU tensor cores multiply the codes.
+On a CPU, and wherever it is asked to be exact, the rounded values are multiplied as they are; on a GPU
+tensor cores multiply the codes.
 Letters: B sessions, K inputs, N outputs.
 """
 
@@ -21,7 +23,9 @@ _here = threading.local()  # several forwards may run at once, each at a noise l
 
 @contextmanager
 def wide_activations(wide: bool) -> Iterator[None]:
-    """Inside, in this thread, quantised layers take activations as they are if `wide`; weights stay as they are stored."""
+    """Inside, in this thread, quantised layers take activations as they are if `wide`; weights stay as they
+    are stored.
+    """
     before, _here.wide = getattr(_here, "wide", False), wide
     try:
         yield
@@ -30,7 +34,8 @@ def wide_activations(wide: bool) -> Iterator[None]:
 
 
 class QuantizedLinear(Packed, nn.Module):
-    """In place of a `Linear` or a `Pointwise`. Its buffers are what a file holds, and keep their dtypes when the network gets another.
+    """In place of a `Linear` or a `Pointwise`. Its buffers are what a file holds, and keep their dtypes when
+    the network gets another.
 
     weight           codes: uint8 (N, K/2) of two each for "nvfp4", else (N, K) float8_e4m3fn or int8
     weight_scale     of the blocks (N, K/b), or of rows (N, 1) where blocks have none

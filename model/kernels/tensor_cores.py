@@ -1,7 +1,9 @@
-"""Products in few bits on the tensor cores of a GPU, by `torch.nn.functional.scaled_mm`; the numbers are those of `formats`.
+"""Products in few bits on the tensor cores of a GPU, by `torch.nn.functional.scaled_mm`; the numbers are
+those of `formats`.
 
-Torch's own call rather than a library over it: the bytes that go in are the same as everywhere else, so a card gives what the plain
-product gives but for the order of its sums, sessions keep scales of their own, and rows of zeros stay zeros.
+Torch's own call rather than a library over it: the bytes that go in are the same as everywhere else, so a
+card gives what the plain product gives but for the order of its sums, sessions keep scales of their own, and
+rows of zeros stay zeros.
 Letters: B sessions, K inputs, N outputs, M rows of all sessions, b inputs that share a block scale.
 """
 
@@ -45,7 +47,8 @@ def refuse(precision: Precision, name: str, capability: tuple[int, int], has_sca
 
 
 def multiply(x: Tensor, weight: Parts, bias: Tensor | None, precision: Precision) -> Tensor:
-    """X (B, ..., K) by a packed weight of N outputs, with block scales as `swizzle` lays them: (B, ..., N) in bfloat16.
+    """X (B, ..., K) by a packed weight of N outputs, with block scales as `swizzle` lays them: (B, ..., N)
+    in bfloat16.
 
     "fp8", "mxfp8" and "nvfp4".
     """
@@ -81,7 +84,8 @@ def _multiply(x: Parts, weight: Parts, bias: Tensor | None, precision: Precision
 
 
 def swizzle(block_scales: Tensor) -> Tensor:
-    """Block scales (M, K/b) as tensor cores read them, flat: tiles of 128 rows by 4 blocks, each as 32 rows of 4 times 4.
+    """Block scales (M, K/b) as tensor cores read them, flat: tiles of 128 rows by 4 blocks, each as 32 rows
+    of 4 times 4.
 
     Source: cuBLAS, layout of block scaling factors. Rows and blocks are filled up with zeros to whole tiles.
     """

@@ -1,7 +1,9 @@
-"""What few bits cost: the same episodes imagined in each precision, against the truth and against the wide world.
+"""What few bits cost: the same episodes imagined in each precision, against the truth and against the wide
+world.
 
-Every path goes half of its chunks out and comes back the same way, so that each episode also revisits where it began. Compared in pairs:
-all variants see the same rooms, paths and noise, and the interval of a difference is that of differences within episodes.
+Every path goes half of its chunks out and comes back the same way, so that each episode also revisits where
+it began. Compared in pairs: all variants see the same rooms, paths and noise, and the interval of a
+difference is that of differences within episodes.
 
 | variant            | what it is                                                                                   |
 |--------------------|----------------------------------------------------------------------------------------------|
@@ -114,7 +116,9 @@ def list_variants(config: PrecisionConfig, world: WorldConfig, dtype: torch.dtyp
 
 
 def go_and_return(episodes: Episodes) -> Episodes:
-    """The same rooms, each path followed by itself backwards: K chunks become 2 K, the last frame has the pose of the first."""
+    """The same rooms, each path followed by itself backwards: K chunks become 2 K, the last frame has the
+    pose of the first.
+    """
     path = torch.cat([episodes.path, episodes.path.flip(1)[:, 1:]], 1)
     driven = torch.from_numpy(np.stack([relative_to_first(p) for p in path.cpu().numpy()]))[:, 1:].unflatten(1, (-1, CHUNK_FRAMES))
     return replace(episodes, path=path, drives={"world": driven})
@@ -140,7 +144,9 @@ def imagine(world: WorldModel, episodes: Episodes, batch: int, bar: tqdm) -> Ten
 
 
 def measure(video: Tensor, truth: Tensor, wide: Tensor, episodes: Episodes) -> dict[str, np.ndarray]:
-    """Figures (N,) of `FIGURES` from videos (N, F, H, W, 3): of a variant, of the exact rendering, of the wide world."""
+    """Figures (N,) of `FIGURES` from videos (N, F, H, W, 3): of a variant, of the exact rendering, of the
+    wide world.
+    """
     lens = torch.tensor(default_intrinsics((video.shape[2], video.shape[3]))).expand(len(video), 4)
     paths = track(video[:, ::GAP], episodes.scenes, episodes.path[:, 0], lens)
     commanded = [relative_to_first(path) for path in episodes.path.cpu().numpy()]
@@ -160,7 +166,9 @@ def measure(video: Tensor, truth: Tensor, wide: Tensor, episodes: Episodes) -> d
 
 
 def measure_all(config: PrecisionConfig, episodes: Episodes) -> Iterator[tuple[Variant | None, dict[str, np.ndarray], int]]:
-    """Yields each variant with its figures and the bytes of its transformer; first None, the exact rendering."""
+    """Yields each variant with its figures and the bytes of its transformer; first None, the exact
+    rendering.
+    """
     world = WorldModel.load(config.world, config.device)
     size = world.config.image_size
     lens = torch.tensor(default_intrinsics(size)).expand(len(episodes.seeds), 4)
@@ -177,7 +185,9 @@ def measure_all(config: PrecisionConfig, episodes: Episodes) -> Iterator[tuple[V
 
 
 def summarise(figures: dict[str, np.ndarray], wide: dict[str, np.ndarray]) -> dict[str, dict]:
-    """Figure -> its estimate, and where that is of interest the estimate of its difference from `wide` within episodes."""
+    """Figure -> its estimate, and where that is of interest the estimate of its difference from `wide`
+    within episodes.
+    """
     found = {}
     for name, (_, _, differs) in FIGURES.items():
         found[name] = {"value": metrics.estimate(figures[name]).to_dict()}
@@ -187,7 +197,9 @@ def summarise(figures: dict[str, np.ndarray], wide: dict[str, np.ndarray]) -> di
 
 
 def table(rows: dict[str, dict]) -> str:
-    """One row per variant: mean and half width of the 95 % interval, and behind a comma the difference from `wide`."""
+    """One row per variant: mean and half width of the 95 % interval, and behind a comma the difference from
+    `wide`.
+    """
 
     def cell(name: str, figures: dict, variant: str) -> str:
         _, digits, differs = FIGURES[name]

@@ -1,7 +1,9 @@
-"""Bytes of a preset in every precision, computed and measured: python tests/benchmarks/precision_bytes.py [--preset 2.6b].
+"""Bytes of a preset in every precision, computed and measured: python tests/benchmarks/precision_bytes.py
+[--preset 2.6b].
 
-Writes a world with random weights in bfloat16, quantises it by the command, loads the result in a process of its own and touches every
-byte. One file at a time: the disk holds the wide one and another, memory one network.
+Writes a world with random weights in bfloat16, quantises it by the command, loads the result in a process of
+its own and touches every byte. One file at a time: the disk holds the wide one and another, memory one
+network.
 """
 
 import json

@@ -1,8 +1,9 @@
-"""Each precision against the others on this machine, taking turns: python tests/benchmarks/precision_speed.py [--device cuda].
+"""Each precision against the others on this machine, taking turns: python
+tests/benchmarks/precision_speed.py [--device cuda].
 
-Products: one layer of a preset with all that belongs to it (rounding of activations, bias), on as many rows as a chunk has. Steps: whole
-chunks of a world. In every round each precision has its turn, the order reversed in every second one, and the best and the median of all
-rounds count: other work on the machine can only slow a turn down.
+Products: one layer of a preset with all that belongs to it (rounding of activations, bias), on as many rows as a
+chunk has. Steps: whole chunks of a world. In every round each precision has its turn, the order reversed in every
+second one, and the best and the median of all rounds count: other work on the machine can only slow a turn down.
 
 On a CPU "fp8", "nvfp4" and "mxfp8" are exact emulations, there for what they compute and not for speed.
 """
@@ -135,7 +136,9 @@ def stepper(world: str, name: str, device: str) -> Callable[[], Any]:
 
 
 def table(result: dict[str, Any], precisions: tuple[str, ...]) -> str:
-    """The figures as Markdown: best (median), and how many times as fast as the first precision, by the best."""
+    """The figures as Markdown: best (median), and how many times as fast as the first precision, by the
+    best.
+    """
     machine = result["machine"]
     lines = [
         f"{machine['processor']}, torch {machine['torch']}; products on {machine['rows']} rows with {machine['threads']} threads",

@@ -1,4 +1,6 @@
-"""Numbers in few bits against other people's implementations, value for value, and against their stated errors."""
+"""Numbers in few bits against other people's implementations, value for value, and against their stated
+errors.
+"""
 
 from itertools import pairwise, product
 

@@ -197,8 +197,9 @@ def test_activations_stay_wide_at_the_chosen_levels(precision):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_session_in_a_batch_is_as_close_to_itself_alone_as_to_the_wide_world(precision):
-    """Scales do not look at neighbours. But products of larger matrices round differently in their last bits, a value that lay between
-    two codes then takes the other one, and layer by layer that becomes the noise of the precision itself.
+    """Scales do not look at neighbours. But products of larger matrices round differently in their last
+    bits, a value that lay between two codes then takes the other one, and layer by layer that becomes the
+    noise of the precision itself.
     """
     world, wide = (WorldModel.load("rooms", dtype=torch.float32, precision=p) for p in (precision, None))
     both = start(world, 2)
@@ -213,7 +214,9 @@ def test_a_session_in_a_batch_is_as_close_to_itself_alone_as_to_the_wide_world(p
 
 
 def test_packed_files_give_the_same_frames_in_a_new_process(packed, tmp_path):
-    """Cut on loading, read from the command's files, and saved again from memory: the same bytes out of a step."""
+    """Cut on loading, read from the command's files, and saved again from memory: the same bytes out of a
+    step.
+    """
     world = WorldModel.load("rooms", precision="nvfp4")
     save_world(tmp_path / "again", world.config, world.transformer, world.autoencoder, undistilled=world.transformer)
     code = "import sys; sys.path.insert(0, {!r}); import torch; torch.set_num_threads(1); from test_quantize import *; print({})"
