@@ -16,10 +16,12 @@ from .codecs.parts import AnyAutoencoder, AnyTextEncoder, open_autoencoder, open
 from .config import Variant, WorldConfig
 from .cores import apart, run_apart
 from .fit import Need, check_fits, need
+from .kernels.formats import Precision
 from .kernels.select import SMALL_WIDTH, choose_dtype
 from .network.transformer import Transformer
+from .quantize import find_precision
 from .state import TextContext, WorldState, tensors_of
-from .storage.checkpoint import CheckpointError, check_variant, load_config, load_transformer, resolve_world
+from .storage.checkpoint import CheckpointError, check_variant, load_config, load_transformer, resolve_world, stored_precision
 
 
 class WorldBase:
@@ -51,6 +53,7 @@ class WorldBase:
         dtype: torch.dtype | None = None,
         offload: Mapping[str, str] | None = None,
         variant: Variant | None = None,
+        precision: Precision | None = None,
     ) -> Self:
         """Load a bundled world by name, a local one by folder, or a downloaded one by repository.
 
@@ -62,13 +65,14 @@ class WorldBase:
             offload: another device for "autoencoder" or "text", such as {"autoencoder": "cuda:1", "text": "cpu"}; "text": "release" runs
                 the text encoder on `device` and frees its memory after every start.
             variant: one of `config.variants`; by default the first that this class runs.
+            precision: "fp8", "nvfp4", "mxfp8" or "int8" for a quantised transformer, see `quantize`; None for what the world holds.
 
         Raises:
             CheckpointError: something is missing, does not fit, or finds no room; it says what, before any weight is read where it can.
             ImportError: the world needs diffusers or transformers, and they are not installed.
-            ValueError: `offload` names something else.
+            ValueError: `offload` names something else, or the device cannot multiply in this precision.
         """
-        load = partial(cls._load, world, device, dtype, offload, variant or cls.runs[0])
+        load = partial(cls._load, world, device, dtype, offload, variant or cls.runs[0], precision)
         return run_apart(load) if torch.device(device).type == "cpu" else load()
 
     @classmethod
@@ -79,6 +83,7 @@ class WorldBase:
         dtype: torch.dtype | None,
         offload: Mapping[str, str] | None,
         variant: Variant,
+        precision: Precision | None,
     ) -> Self:
         places = {"autoencoder": str(device), "text": str(device), **(offload or {})}
         if set(places) != {"autoencoder", "text"} or places["autoencoder"] == "release":
@@ -91,7 +96,7 @@ class WorldBase:
         if config.dtype == "auto" and dtype in (None, torch.float32, torch.bfloat16):
             dtype, chosen = torch.float32, dtype or choose_dtype("auto", device)
         dtype = dtype or getattr(torch, config.dtype)
-        check_fits(config, dtype, str(device), offload)
+        check_fits(config, dtype, str(device), offload, precision or stored_precision(folder, config, variant))
         try:
             text_encoder = open_text_encoder(folder, config, dtype, device if release else places["text"], keep=not release)
             autoencoder = open_autoencoder(folder, config, dtype, places["autoencoder"])
@@ -99,7 +104,7 @@ class WorldBase:
             raise
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
-        transformer = load_transformer(folder, config, dtype, device, variant)
+        transformer = load_transformer(folder, config, dtype, device, variant, precision)
         world = cls(config, transformer, autoencoder, text_encoder, variant)
         if chosen and chosen != dtype:
             world.fingerprint  # noqa: B018  # of the weights before: whoever computes in another dtype opens the same states
@@ -129,7 +134,7 @@ class WorldBase:
     @cached_property
     def needed(self) -> Need:
         """Bytes that one session takes, stage by stage."""
-        return need(self.config, self.transformer.dtype)
+        return need(self.config, self.transformer.dtype, find_precision(self.transformer))
 
     @cached_property
     def fingerprint(self) -> str:

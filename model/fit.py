@@ -17,8 +17,10 @@ from torch.utils._pytree import tree_leaves
 from .codecs.autoencoder import Autoencoder, AutoencoderConfig
 from .codecs.ltx2 import LTX2Autoencoder
 from .config import TransformerConfig, WorldConfig
+from .kernels.formats import Precision
 from .kernels.select import choose_dtype
 from .network.transformer import PLUCKER_CHANNELS, Transformer
+from .quantize import count_bytes, quantize
 from .state import CameraContext, TextContext, TransformerState, tensors_of
 from .storage.checkpoint import CheckpointError, known_worlds, load_config, resolve_world
 from .storage.hub import AUTOENCODER_PARAMETERS, GEMMA_PARAMETERS
@@ -49,15 +51,17 @@ class Need:
     decode: int
 
 
-def need(config: WorldConfig, dtype: torch.dtype) -> Need:
-    """What one session of a world needs with weights in `dtype`; "auto" worlds keep their autoencoder in float32.
+def need(config: WorldConfig, dtype: torch.dtype, precision: Precision | None = None) -> Need:
+    """What one session of a world needs with weights in `dtype`, or in `precision` where it has packed ones.
 
-    Takes a second; no weight is read or made.
+    "auto" worlds keep their autoencoder in float32. Takes a second; no weight is read or made. The transient of a quantised pass is that
+    of the exact product, which holds a layer's values in float32; tensor cores hold less.
     """
-    state, forward = session_bytes(config.transformer, config.grid, dtype)
+    state, forward = session_bytes(config.transformer, config.grid, dtype, precision)
     decoder, decode, of_autoencoder = decoder_bytes(config, torch.float32 if config.dtype == "auto" else dtype)
     of_text = dtype.itemsize * GEMMA_PARAMETERS if config.text.get("kind") == "gemma2" else 0  # the other kind computes its features
-    return Need(weight_bytes(config.transformer, dtype), of_autoencoder, of_text, state + record_bytes(config), decoder, forward, decode)
+    weights = weight_bytes(config.transformer, dtype, precision)
+    return Need(weights, of_autoencoder, of_text, state + record_bytes(config), decoder, forward, decode)
 
 
 def bytes_by_device(needed: Need, device: str, offload: Mapping[str, str] | None = None) -> dict[str, int]:
@@ -91,7 +95,9 @@ def ways_to_run(needed: Need, device: str) -> dict[str, int]:
     return {f"offload={way}" if way else "everything on the device": bytes_by_device(needed, device, way)[device] for way in ways}
 
 
-def check_fits(config: WorldConfig, dtype: torch.dtype, device: str, offload: Mapping[str, str] | None = None) -> None:
+def check_fits(
+    config: WorldConfig, dtype: torch.dtype, device: str, offload: Mapping[str, str] | None = None, precision: Precision | None = None
+) -> None:
     """Refuse a world that has no room, before any of its weights is read.
 
     A world with less than a gigabyte of weights is let through: looking would take longer than loading it.
@@ -99,9 +105,9 @@ def check_fits(config: WorldConfig, dtype: torch.dtype, device: str, offload: Ma
     Raises:
         CheckpointError: says how much is needed and free on which device, what would save enough, and which bundled world fits.
     """
-    if weight_bytes(config.transformer, dtype) < GB:
+    if weight_bytes(config.transformer, dtype, precision) < GB:
         return
-    needed = need(config, dtype)
+    needed = need(config, dtype, precision)
     for place, size in bytes_by_device(needed, device, offload).items():
         free = free_memory(place)
         if size <= free:
@@ -122,10 +128,11 @@ def nearest(free: int, device: str) -> str:
     return f"the nearest world that fits is {max(fitting, key=sizes.__getitem__)!r}" if fitting else "no bundled world fits either"
 
 
-def weight_bytes(config: TransformerConfig, dtype: torch.dtype) -> int:
-    """Bytes of the transformer's parameters and buffers."""
+def weight_bytes(config: TransformerConfig, dtype: torch.dtype, precision: Precision | None = None) -> int:
+    """Bytes of the transformer's parameters and buffers, in `dtype` or packed."""
     with torch.device("meta"):
-        return dtype.itemsize * sum(t.numel() for t in Transformer(config).state_dict().values())
+        network = Transformer(config)
+    return count_bytes(quantize(network, precision, exact=True) if precision else network, dtype)
 
 
 def record_bytes(config: WorldConfig) -> int:
@@ -135,7 +142,9 @@ def record_bytes(config: WorldConfig) -> int:
     return 3 * height * width + 4 * config.transformer.in_channels * cells + 8 * in_float64 + torch.Generator().get_state().nbytes + 8
 
 
-def session_bytes(config: TransformerConfig, grid: tuple[int, int], dtype: torch.dtype) -> tuple[int, int]:
+def session_bytes(
+    config: TransformerConfig, grid: tuple[int, int], dtype: torch.dtype, precision: Precision | None = None
+) -> tuple[int, int]:
     """Bytes of the network's state and of the prompt once the window is full, and the most that a pass holds beside weights and state.
 
     One block of each kind is run, for as many chunks as fill the window (three where it never fills): the others are like them.
@@ -145,12 +154,10 @@ def session_bytes(config: TransformerConfig, grid: tuple[int, int], dtype: torch
     small = replace(config, depth=2, softmax_every=2 if softmaxes else 0)
     with torch.device("meta"), _FusedAttention(), torch.no_grad():
         network = Transformer(small).to(dtype)  # not by a default dtype, which other threads would see
-        words = torch.empty(1, config.text_tokens, config.text_width, dtype=dtype)
-        text = network.text_context(words, torch.ones(1, config.text_tokens, dtype=dtype))
-        state = network.commit(*_chunk(network, config.chunk + 1, grid, text, None), None)
-        for _ in range(max(config.num_cached_blocks, 2) - 1):
-            state = network.commit(*_chunk(network, config.chunk, grid, text, state), state)
-        chunk = _chunk(network, config.chunk, grid, text, state)
+        if precision:
+            quantize(network, precision, exact=True)
+        chunk, state = empty_session(network, grid)
+        text = chunk[1]
         peak, after = peak_of(lambda: network.commit(*chunk, state))
     kept = [set(map(id, tensors_of(block))) for block in state.blocks]
     made = [sum(t.nbytes for t in tensors_of(block) if id(t) not in old) for block, old in zip(after.blocks, kept, strict=True)]
@@ -160,6 +167,18 @@ def session_bytes(config: TransformerConfig, grid: tuple[int, int], dtype: torch
     tables = sum(t.nbytes for t in tensors_of(chunk[2])) - sum(rays)
     # the old state lives until the new one is complete, so what all blocks make counts, and the pass above has counted two of them
     return _times(like, carried) + shared, peak - sum(made) + _times(like, made) + _times(like, rays) + tables
+
+
+def empty_session(network: Transformer, grid: tuple[int, int]) -> tuple[tuple[Tensor, TextContext, CameraContext], TransformerState]:
+    """A chunk for a network on the meta device, and the state before it, whose window is full: sizes without values."""
+    config = network.config
+    with torch.device("meta"), torch.no_grad():
+        words = torch.empty(1, config.text_tokens, config.text_width, dtype=network.dtype)
+        text = network.text_context(words, torch.ones(1, config.text_tokens, dtype=network.dtype))
+        state = network.commit(*_chunk(network, config.chunk + 1, grid, text, None), None)
+        for _ in range(max(config.num_cached_blocks, 2) - 1):
+            state = network.commit(*_chunk(network, config.chunk, grid, text, state), state)
+        return _chunk(network, config.chunk, grid, text, state), state
 
 
 def decoder_bytes(config: WorldConfig, dtype: torch.dtype) -> tuple[int, int, int]:

@@ -16,6 +16,7 @@ from .base import WorldBase
 from .cameras import camera_inputs
 from .config import Variant, WorldConfig
 from .cores import Deferred, apart, has_spare_core, shares, side_by_side
+from .kernels.formats import Precision
 from .sampler import sample_chunk
 from .state import CameraContext, TextContext, TransformerState, concatenate
 from .state import WorldState as WorldState
@@ -98,14 +99,15 @@ class WorldModel(WorldBase):
         dtype: torch.dtype | None = None,
         offload: Mapping[str, str] | None = None,
         variant: Variant | None = None,
+        precision: Precision | None = None,
     ) -> Self:
         """As `WorldBase.load`. Of another variant than "streaming" it is a `ClipModel`, which has a `load` of its own."""
         if variant in (None, "streaming"):
-            return super().load(world, device, dtype, offload)
+            return super().load(world, device, dtype, offload, precision=precision)
         from .clip import ClipModel
 
         warnings.warn(f"WorldModel.load(variant={variant!r}) is ClipModel.load from now on", DeprecationWarning, stacklevel=2)
-        return ClipModel.load(world, device, dtype, offload, variant)  # type: ignore[return-value]  # what it was before
+        return ClipModel.load(world, device, dtype, offload, variant, precision)  # type: ignore[return-value]  # what it was before
 
     def step(self, state: WorldState, c2w: Tensor, sigmas: Sequence[float] | None = None) -> tuple[Tensor, WorldState]:
         """Imagine the next chunk along a camera path.

@@ -45,6 +45,7 @@ COMMANDS: dict[str, Command | Group] = {
             "follow": Command("Does the imagined camera go where it was told? Against controls and the truth.", "evaluation.follow:run"),
             "revisit": Command("Is a view still there when the camera comes back? Against one that never left.", "evaluation.memory:run"),
             "benchmark": Command("The one-minute benchmark, on rooms or on the published scenes; resumable.", "evaluation.benchmark:run"),
+            "precision": Command("What FP8, NVFP4, MXFP8 and INT8 cost, against truth and wide world.", "evaluation.precision:run"),
             "poses": Command("An estimated camera path against the commanded one, in RotErr, TransErr, CamMC.", "evaluation.poses:run"),
         },
     ),
@@ -73,6 +74,7 @@ COMMANDS: dict[str, Command | Group] = {
         },
     ),
     "doctor": Command("What this machine has, and which worlds run on it.", "commands.doctor:run"),
+    "roofline": Command("The least time of a step on named GPUs, by precision, on paper.", "commands.roofline:run"),
     "download": Command("Fetch a published checkpoint; --dry-run lists files, bytes and licences first.", "commands.download:run"),
     "checkpoint": Group(
         "Weights in files: the names they must have, what they hold, other layouts.",
@@ -80,6 +82,7 @@ COMMANDS: dict[str, Command | Group] = {
             "keys": Command("Names and shapes that a checkpoint of a preset has.", "commands.checkpoint:keys"),
             "inspect": Command("What a checkpoint holds, and whether it fits the network.", "commands.checkpoint:inspect"),
             "convert": Command("The same weights in another layout.", "commands.checkpoint:convert_command"),
+            "quantize": Command("The same world in few bits: FP8, NVFP4, MXFP8 or INT8.", "commands.checkpoint:quantize_command"),
         },
     ),
     "agents": Group(

@@ -11,6 +11,8 @@ import torch
 from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 
+from sana_wm_env.model.kernels.formats import Precision
+from sana_wm_env.model.quantize import check_precision
 from sana_wm_env.model.storage.checkpoint import check_variant, load_config, resolve_world
 from sana_wm_env.model.world import WorldModel, WorldState
 
@@ -145,6 +147,7 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
     | `reward_fn`         | function | `None`      | a `sana_wm_env.tasks.Moment` -> float, in place of a task        |
     | `offload`           | dict  | `None`         | another device for `"autoencoder"` or `"text"`, see `WorldModel.load` |
     | `dtype`             | str   | `None`         | `"float32"` or `"bfloat16"`; `None`: as the world names it, or the faster of both |
+    | `precision`         | str   | `None`         | `"fp8"`, `"nvfp4"`, `"mxfp8"`, `"int8"`: quantised; `None`: as the world is stored |
 
     ## Vectorized Environment
 
@@ -177,13 +180,18 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
         reward_fn: Callable[[Moment], float] | None = None,
         offload: dict[str, str] | None = None,
         dtype: str | None = None,
+        precision: Precision | None = None,
     ):
         gym.utils.EzPickle.__init__(
-            self, world, device, obs_mode, render_mode, max_translation_m, max_rotation_rad, action_mode, task, reward_fn, offload, dtype
-        )
+            self, world, device, obs_mode, render_mode, max_translation_m, max_rotation_rad, action_mode, task, reward_fn, offload, dtype,
+            precision,
+        )  # fmt: skip
         if dtype not in DTYPES:
             raise ValueError(f"got dtype={dtype!r}; wanted one of {', '.join(map(repr, DTYPES))}")
+        if precision is not None:
+            check_precision(precision)
         self.model_folder, self.device, self.offload, self.dtype = resolve_world(world), device, offload, dtype
+        self.precision: Precision | None = precision
         config = load_config(self.model_folder)
         check_variant(config, "streaming")
         self._weights = Weights(self._load)
@@ -310,7 +318,7 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
                 f"got device={self.device!r}; torch {torch.__version__} sees no CUDA device: use device='cpu', or a CUDA build"
             )
         dtype = None if self.dtype is None else getattr(torch, self.dtype)
-        return WorldModel.load(self.model_folder, self.device, dtype, self.offload)
+        return WorldModel.load(self.model_folder, self.device, dtype, self.offload, precision=self.precision)
 
     # ---- how an episode begins
 

@@ -8,6 +8,7 @@
 #include "delta_rule.h"
 #include "delta_rule_backward.h"
 #include "gates.h"
+#include "integers.h"
 #include "norms.h"
 #include "rays.h"
 #include "short_conv.h"
@@ -74,6 +75,12 @@ FOR_BOTH(attend, ATTEND, LIST(q, q_steps, k, k_steps, v, v_steps, lengths, parts
     const X *grad, const X *q, const X *k, const X *v, const uint8_t *allowed, X *grad_q, X *grad_k, X *grad_v, long B, long heads, long N, \
         long L, long D, float scale
 FOR_BOTH(attend_backward, ATTEND_BACKWARD, LIST(grad, q, k, v, allowed, grad_q, grad_k, grad_v, B, heads, N, L, D, scale))
+
+#define ROUND_ROWS(X) const X *x, long stride, int8_t *codes, float *scales, long rows, long C
+FOR_BOTH(round_rows, ROUND_ROWS, LIST(x, stride, codes, scales, rows, C))
+#define SCALE_SUMS(X) \
+    const int32_t *sums, const float *columns, const float *scales, const float *bias, const X *base, X *out, long rows, long N, int silu
+FOR_BOTH(scale_sums, SCALE_SUMS, LIST(sums, columns, scales, bias, base, out, rows, N, silu))
 
 // How many lanes a vector has: D, C and E / 2 must be multiples of it. -DLANES makes them fewer than the processor has.
 extern "C" __attribute__((visibility("default"))) int lanes() { return V; }

@@ -29,6 +29,8 @@ SIGNATURES = {
     "mean_growth": "xxwllll",
     "attend": "xpppppplpxllllf",
     "attend_backward": "xxxxpxxxlllllf",
+    "round_rows": "xlpwll",
+    "scale_sums": "pwwwxxlli",
 }
 SOURCE = Path(__file__).with_name("cpu.cpp")
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}

@@ -118,6 +118,7 @@ class Packed:
 
     ops = PLAIN
     weight: Tensor
+    bias: Tensor | None
     packed: tuple[Tensor, int, int] | None = None
 
     def unpacked(self) -> Tensor:
@@ -135,6 +136,14 @@ class Packed:
         if self.packed is not None and self.packed[1:] == (self.weight._version, self.weight.data_ptr()):
             return self.packed[0]
         return self.unpacked()
+
+    def forward_silu(self, x: Tensor) -> Tensor:
+        """Silu of the layer's output, for a layer with a bias."""
+        return self.ops.silu_linear(x, self.matrix, self.bias)
+
+    def forward_onto(self, base: Tensor, x: Tensor) -> Tensor:
+        """`base` plus the layer's output."""
+        return self.ops.linear_onto(base, x, self.matrix, self.bias)
 
 
 class Linear(Packed, nn.Linear):

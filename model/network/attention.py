@@ -228,7 +228,7 @@ class CrossAttention(nn.Module):
         """Add to x (B, T, S, C) what it reads from the text: keys and values (B, h, L, D), mask (B, 1, 1, L) with False for padding."""
         q = self.q_norm(self.q_linear(x)).flatten(1, 2).unflatten(-1, (self.heads, -1))  # (B, N, h, D)
         out = self.ops.attend(q, [keys], [values], q.shape[-1] ** -0.5, mask)
-        return self.ops.linear_onto(x, out.reshape(x.shape), self.proj.matrix, self.proj.bias)
+        return self.proj.forward_onto(x, out.reshape(x.shape))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, N, C) -> (B, h, N, D)

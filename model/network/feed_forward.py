@@ -68,7 +68,7 @@ class FeedForward(nn.Module):
     def spatial(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """Every frame by itself: expand, mix neighbours, gate, contract."""
         expand, mix = self.inverted_conv.conv, self.depth_conv.conv
-        hidden = self.ops.silu_linear(x, expand.matrix, expand.bias)  # (B, T, S, 2 hidden)
+        hidden = expand.forward_silu(x)  # (B, T, S, 2 hidden)
         return self.point_conv.conv(self.ops.gated_mix(hidden, grid, mix.weight, mix.bias))
 
     def temporal(self, r: Tensor, spans: Spans, before: Tensor | None, after: Tensor | None) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ..config import TransformerConfig
 from ..kernels.operations import PLAIN, Linear, Packed, RMSNorm
+from ..kernels.quantized import wide_activations
 from ..kernels.select import SMALL_WIDTH, select_operations
 from ..state import BlockState, CameraContext, TextContext, TransformerState
 from .block import Block
@@ -48,6 +49,7 @@ class Transformer(nn.Module):
         if self.pos_embed.device.type != "meta":
             self.reset_parameters()
         self.compute_dtype: torch.dtype | None = None
+        self.wide_at: frozenset[int] = frozenset()  # timesteps at which quantised layers take activations as they are
 
     def prepare(self, compute_dtype: torch.dtype | None = None, plain: bool = False) -> "Transformer":
         """Choose the operations for the device that the weights are on. Call it again after they have moved.
@@ -154,7 +156,18 @@ class Transformer(nn.Module):
         if tuple(x.shape[-2:]) != cameras.grid or x.shape[2] != cameras.rays.shape[1]:
             given, wanted = (x.shape[2], *x.shape[-2:]), (cameras.rays.shape[1], *cameras.grid)
             raise ValueError(f"the latent has (T, H, W) = {given}, the cameras have {wanted}")
-        embedding = self.t_embedder(timestep)  # (B, T, C)
+        with wide_activations(bool(self.wide_at) and int(timestep.max()) in self.wide_at):
+            return self._run_blocks(x, self.t_embedder(timestep), text, cameras, run, state)
+
+    def _run_blocks(
+        self,
+        x: Tensor,
+        embedding: Tensor,  # (B, T, C)
+        text: TextContext,
+        cameras: CameraContext,
+        run: Execution,
+        state: TransformerState | None,
+    ) -> tuple[Tensor, Tensor, tuple[BlockState, ...]]:
         modulation = self.t_block(embedding).unflatten(-1, (6, -1))  # (B, T, 6, C)
         tokens = self.x_embedder(x.to(self.dtype).flatten(3).permute(0, 2, 3, 1))  # (B, C_in, T, H, W) -> (B, T, S, C)
         kept = []

@@ -13,7 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..config import Variant, WorldConfig
+from ..kernels.formats import Precision
 from ..network.transformer import Transformer
+from ..quantize import METADATA, find_precision, pack_tensors, packed_names, quantize, read_precision
+from ..quantize import load_weights as load_packed
 from .hub import HUB_ID, REPOSITORIES, downloaded
 from .published import CONFIG as CONFIG
 from .published import NATIVE_BUFFERS, Folder, open_folder, read_config, to_diffusers
@@ -78,22 +81,42 @@ def load_transformer(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     variant: Variant = "streaming",
+    precision: Precision | None = None,
 ) -> Transformer:
-    """The transformer of a folder of any layout. CheckpointError that names every key that is missing, unexpected or mis-shaped."""
+    """The transformer of a folder of any layout. CheckpointError that names every key that is missing, unexpected or mis-shaped.
+
+    precision: of weights and activations; None for what the folder holds.
+    """
     with torch.device("meta"):
         transformer = Transformer(config.transformer)
-    if variant != "streaming" and has_undistilled(config):
-        load_weights(transformer, folder / UNDISTILLED, dtype, device)
-    else:
-        load(transformer, open_folder(folder).transformer, dtype, device)
+    load_packed(transformer, transformer_files(folder, config, variant), dtype, device, precision)
     return transformer
+
+
+def transformer_files(folder: Path, config: WorldConfig, variant: Variant = "streaming") -> WeightFiles:
+    """The files of the transformer that a variant runs; CheckpointError that names one that is missing."""
+    if variant == "streaming" or not has_undistilled(config):
+        return open_folder(folder).transformer
+    return _world_file(folder / UNDISTILLED)
+
+
+def stored_precision(folder: Path, config: WorldConfig, variant: Variant = "streaming") -> Precision | None:
+    """What a world's transformer is stored in; None for wide weights, and for a folder without any, whose loading says what is missing."""
+    try:
+        return read_precision(transformer_files(folder, config, variant))
+    except CheckpointError:
+        return None
 
 
 def load_weights(module: nn.Module, path: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> None:
     """Fill a module, which may stand on the meta device, from a safetensors file of a world folder."""
+    load(module, _world_file(path), dtype, device)
+
+
+def _world_file(path: Path) -> WeightFiles:
     if not path.is_file():
         raise CheckpointError(f"{path.parent} is not a complete world: it has no {path.name}")
-    load(module, WeightFiles((path,)), dtype, device)
+    return WeightFiles((path,))
 
 
 def save_world(
@@ -113,11 +136,11 @@ def save_world(
     if has_undistilled(config) != (undistilled is not None):
         given = "no undistilled transformer" if undistilled is None else "an undistilled transformer"
         raise ValueError(f"got the variants {', '.join(config.variants)} with {given}; streaming and another variant have one each")
-    write_transformer(folder, _stored(transformer, dtype).items(), layout)
+    write_transformer(folder, _stored(transformer, dtype).items(), layout, find_precision(transformer))
     for name, module in {AUTOENCODER: autoencoder, UNDISTILLED: undistilled}.items():
         if module is not None:
-            tensors = _stored(module, dtype)
-            write_whole(folder / name, partial(save_file, tensors))
+            tensors, precision = _stored(module, dtype), find_precision(module)
+            write_whole(folder / name, partial(save_file, tensors, metadata=_metadata(precision) if precision else None))
     write_config(folder, config, layout)
 
 
@@ -126,22 +149,35 @@ def convert(source: Folder, target: Path, config: WorldConfig, layout: Target) -
 
     The other files of a world go with it. The other parts of a published checkpoint are the same in every layout and stay where they are.
     """
-    write_transformer(target, source.transformer.tensors(), layout)
+    write_transformer(target, source.transformer.tensors(), layout, read_precision(source.transformer))
     for file in (source.path / AUTOENCODER, source.path / UNDISTILLED):
         if file.is_file():
             write_whole(target / file.name, partial(copyfile, file))
     write_config(target, config, layout)
 
 
-def write_transformer(folder: Path, tensors: Iterable[tuple[str, Tensor]], layout: Target) -> None:
-    """Write a transformer's tensors, given by native name, as `layout` has them."""
+def quantize_world(source: Folder, target: Path, config: WorldConfig, precision: Precision) -> None:
+    """Write a folder's world with its transformers packed; dtypes of everything else stay as they are. The source's may not be packed."""
+    with torch.device("meta"):
+        network = quantize(Transformer(config.transformer), precision)
+    write_transformer(target, pack_tensors(source.transformer.tensors(), network), "world", precision)
+    if (second := source.path / UNDISTILLED).is_file():
+        packed = dict(pack_tensors(WeightFiles((second,)).tensors(), network))
+        write_whole(target / UNDISTILLED, partial(save_file, packed, metadata=_metadata(precision)))
+    if (autoencoder := source.path / AUTOENCODER).is_file():
+        write_whole(target / AUTOENCODER, partial(copyfile, autoencoder))
+    write_config(target, config, "world")
+
+
+def write_transformer(folder: Path, tensors: Iterable[tuple[str, Tensor]], layout: Target, precision: Precision | None = None) -> None:
+    """Write a transformer's tensors, given by native name and in `precision`, as `layout` has them."""
     held = {name: t.contiguous() for name, t in tensors}
     if layout == "diffusers":
         buffers = {name: held.pop(name) for name in NATIVE_ONLY if name in held}
         held = {diffusers_name(name): t for name, t in held.items()}
         if buffers:
             write_whole(folder / NATIVE_BUFFERS, lambda path: save_file(buffers, path, {"format": "pt"}))
-    write_whole(folder / WRITTEN[layout], lambda path: save_file(held, path, {"format": "pt"}))
+    write_whole(folder / WRITTEN[layout], lambda path: save_file(held, path, _metadata(precision)))
 
 
 def write_config(folder: Path, config: WorldConfig, layout: Target) -> None:
@@ -152,14 +188,20 @@ def write_config(folder: Path, config: WorldConfig, layout: Target) -> None:
         write_whole(folder / "transformer" / CONFIG, lambda path: path.write_text(theirs))
 
 
+def _metadata(precision: Precision | None) -> dict[str, str]:
+    return {"format": "pt"} | ({METADATA: precision} if precision else {})
+
+
 def _bundled() -> Path:
     return Path(str(files("sana_wm_env.worlds")))
 
 
 def _stored(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    stored = {name: t.detach().cpu().to(dtype).contiguous() for name, t in module.state_dict().items() if not is_unused(name)}
+    packed = packed_names(module)
+    held = {name: t.detach().cpu().contiguous() for name, t in module.state_dict().items() if not is_unused(name)}
+    stored = {name: t if name in packed else t.to(dtype) for name, t in held.items()}
     for name, value in stored.items():
-        if not value.isfinite().all():
+        if name not in packed and not value.isfinite().all():
             largest = module.state_dict()[name].abs().max().item()
             raise ValueError(f"{name} holds numbers that {dtype} cannot: largest is {largest:.3g}")
     return stored

@@ -22,6 +22,7 @@ UNUSED_BUFFERS = ("pos_embed", "y_embedding", "recall_gate")
 # Buffers that the diffusers class does not have, so that a file in its names has no place for them.
 NATIVE_ONLY = ("pos_embed", "y_embedder.y_embedding")
 SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+SAFETENSORS_DTYPES |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E8M0": torch.float8_e8m0fnu, "I8": torch.int8, "U8": torch.uint8}
 DIFFUSERS_NAMES = {"t_embedder.mlp.0.": "t_embedder.linear_1.", "t_embedder.mlp.2.": "t_embedder.linear_2."}
 
 Outline = dict[str, tuple[tuple[int, ...], torch.dtype]]  # name -> shape, dtype
@@ -65,6 +66,10 @@ class WeightFiles:
         for source in self._sources():
             yield from source.tensors(names)
 
+    def metadata(self) -> dict[str, str]:
+        """What the first file says of itself beside its tensors; nothing in a pickle."""
+        return next(self._sources()).metadata()
+
     @property
     def nbytes(self) -> int:
         return sum(file.stat().st_size for file in self.files)
@@ -89,6 +94,10 @@ class _Safetensors:
                 part = file.get_slice(name)
                 yield native_name(name), tuple(part.get_shape()), SAFETENSORS_DTYPES.get(part.get_dtype(), torch.uint8)
 
+    def metadata(self) -> dict[str, str]:
+        with self._open() as file:
+            return file.metadata() or {}
+
     def tensors(self, names: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
         with self._open() as file:
             for name in filter(lambda name: names(native_name(name)), file.keys()):
@@ -111,6 +120,9 @@ class _Pickle:
 
     def outline(self) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
         return ((name, tuple(t.shape), t.dtype) for name, t in self._load().items())
+
+    def metadata(self) -> dict[str, str]:
+        return {}
 
     def tensors(self, names: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
         return ((name, t) for name, t in self._load().items() if names(name))

@@ -12,8 +12,10 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from sana_wm_env.model.config import PRESETS, TransformerConfig, preset
+from sana_wm_env.model.config import PRESETS, TransformerConfig, WorldConfig, preset
+from sana_wm_env.model.kernels.formats import Precision
 from sana_wm_env.model.network.transformer import Transformer
+from sana_wm_env.model.quantize import match_files, read_precision
 from sana_wm_env.model.storage.checkpoint import (
     UNDISTILLED,
     WRITTEN,
@@ -22,9 +24,10 @@ from sana_wm_env.model.storage.checkpoint import (
     convert,
     has_undistilled,
     load_config,
+    quantize_world,
     resolve_world,
 )
-from sana_wm_env.model.storage.published import LAYOUTS, open_folder
+from sana_wm_env.model.storage.published import LAYOUTS, Folder, open_folder
 from sana_wm_env.model.storage.weights import WeightFiles, compare, is_unused
 
 # Frobenius norms that others report of SANA-WM_bidirectional; no other checkpoint needs to have them.
@@ -65,6 +68,18 @@ class ConvertConfig:
     """native: NVlabs' names in dit/; diffusers: transformer/ as SanaWMTransformer3DModel reads it; world: transformer.safetensors"""
 
 
+@dataclass(frozen=True)
+class QuantizeConfig:
+    """Writes a world with its transformers in few bits, packed; everything else as it is. `inspect` says which layers are."""
+
+    source: Annotated[str, tyro.conf.Positional]
+    """a world's name or folder, or a downloaded repository, with wide weights"""
+    target: Annotated[Path, tyro.conf.Positional]
+    """folder to write; it must not hold a checkpoint yet"""
+    precision: Precision
+    """of weights and activations"""
+
+
 def keys(config: KeysConfig) -> None:
     """Prints names and shapes, and their number."""
     network = _network(_preset(config.preset))
@@ -94,16 +109,17 @@ def inspect(config: InspectConfig) -> int:
 def findings(files: WeightFiles, layout: str, config: TransformerConfig) -> dict[str, Any]:
     """What the files hold, beside what the network of `config` wants; only the tensors behind the reported norms are read."""
     outline = files.outline()
-    difference = compare({name: shape for name, (shape, _) in outline.items()}, _network(config))
+    difference = compare({name: shape for name, (shape, _) in outline.items()}, match_files(_network(config), files))
     read = {name: (shape, dtype) for name, (shape, dtype) in outline.items() if not is_unused(name)}
     apply = REPORTED_NORMS if config == PRESETS["2.6b"] else {}
     norms = {name: t.float().norm().item() for name, t in files.tensors(lambda name: name in apply)}
     return {
         "layout": layout,
+        "precision": read_precision(files),
         "files": [str(file) for file in files.files],
         "file_bytes": files.nbytes,
         "tensors": len(outline),
-        "parameters": sum(prod(shape) for shape, _ in read.values()),
+        "parameters": sum(_parameters(name, shape, dtype) for name, (shape, dtype) in read.items()),
         "bytes": sum(prod(shape) * dtype.itemsize for shape, dtype in read.values()),
         "dtypes": dict(Counter(str(dtype).removeprefix("torch.") for _, dtype in read.values())),
         "unused_buffers": sorted({name.rpartition(".")[2] for name in outline if is_unused(name)}),
@@ -117,20 +133,38 @@ def findings(files: WeightFiles, layout: str, config: TransformerConfig) -> dict
 def convert_command(config: ConvertConfig) -> None:
     """Converts, and says what it wrote."""
     target: Target = config.to
-    source = open_folder(resolve_world(config.source))
-    settings = load_config(source.path)
-    if difference := compare({name: shape for name, (shape, _) in source.transformer.outline().items()}, _network(settings.transformer)):
-        raise CheckpointError(f"{source.transformer} does not fit its configuration: {difference}")
-    if taken := [layout.mark for layout in LAYOUTS.values() if (config.target / layout.mark).exists()]:
-        raise ValueError(f"got {config.target}, which holds {', '.join(taken)} already; wanted a new folder")
+    source, settings = _opened_for_writing(config.source, config.target)
     convert(source, config.target, settings, target)
     print(f"wrote {config.target / WRITTEN[target]} and {config.target / 'config.json'}")
+
+
+def quantize_command(config: QuantizeConfig) -> None:
+    """Packs, and says what it wrote and how large it is beside what it read."""
+    source, settings = _opened_for_writing(config.source, config.target)
+    if stored := read_precision(source.transformer):
+        raise CheckpointError(f"got {config.source}, which is in {stored} already; wanted the world that it was made of")
+    quantize_world(source, config.target, settings, config.precision)
+    before, after = source.transformer.nbytes, (config.target / WRITTEN["world"]).stat().st_size
+    print(f"wrote {config.target}: transformer {after:,} bytes in {config.precision}, {after / before:.0%} of {before:,}")
+
+
+def _opened_for_writing(world: str, target: Path) -> tuple[Folder, WorldConfig]:
+    """A world whose weights fit its settings, and its settings; refused where `target` holds something."""
+    source = open_folder(resolve_world(world))
+    settings, files = load_config(source.path), source.transformer
+    network = match_files(_network(settings.transformer), files)
+    if difference := compare({name: shape for name, (shape, _) in files.outline().items()}, network):
+        raise CheckpointError(f"{files} does not fit its configuration: {difference}")
+    if taken := [layout.mark for layout in LAYOUTS.values() if (target / layout.mark).exists()]:
+        raise ValueError(f"got {target}, which holds {', '.join(taken)} already; wanted a new folder")
+    return source, settings
 
 
 def _in_words(found: dict[str, Any]) -> str:
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in found["dtypes"].items())
     lines = [
         f"layout      {found['layout']}: {', '.join(found['files'])}",
+        f"precision   {found['precision'] or 'wide'}",
         f"tensors     {found['tensors']} ({dtypes}; unused buffers: {', '.join(found['unused_buffers']) or 'none'})",
         f"parameters  {found['parameters']:,}",
         f"bytes       {found['bytes']:,} of weights, {found['file_bytes']:,} in files",
@@ -142,6 +176,13 @@ def _in_words(found: dict[str, Any]) -> str:
     for name, norm in found["norms"].items():
         lines.append(f"norm        {name} {norm:.2f} ({REPORTED_NORMS[name]} is reported of the bidirectional 2.6b checkpoint)")
     return "\n".join(lines)
+
+
+def _parameters(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """How many numbers of the network a stored tensor holds: scales are none, and a byte of NVFP4 is two."""
+    if name.endswith((".weight_scale", ".weight_scale_2")):
+        return 0
+    return prod(shape) * (2 if dtype == torch.uint8 else 1)
 
 
 def _opened(config: InspectConfig) -> tuple[WeightFiles, str, TransformerConfig, WeightFiles | None]:

@@ -17,8 +17,10 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend
 
 from sana_wm_env.model.config import WorldConfig, preset
-from sana_wm_env.model.fit import GB, free_memory, need, ways_to_run
+from sana_wm_env.model.fit import GB, free_memory, need, ways_to_run, weight_bytes
+from sana_wm_env.model.kernels.formats import PRECISIONS, Precision
 from sana_wm_env.model.kernels.select import choose_dtype, describe_choice
+from sana_wm_env.model.kernels.tensor_cores import check_card
 from sana_wm_env.model.storage.checkpoint import known_worlds, load_config, resolve_world
 from sana_wm_env.model.storage.published import published_world
 
@@ -87,10 +89,20 @@ def judged(world: WorldConfig, machine: dict[str, Any]) -> dict[str, Any]:
         "computes": describe_choice(world.transformer, device, dtype),
         "kernels": {"attention": attention_kernel(world, device)},
         "bytes": asdict(needed),
+        "precisions": {name: weight_bytes(world.transformer, dtype, name) for name in PRECISIONS if can_multiply(name, device)},
         "peak_bytes": peaks,
         "fits": not reasons,
         "reasons": reasons,
     }
+
+
+def can_multiply(precision: Precision, device: str) -> bool:
+    """Whether a device takes a quantised world: a CPU takes all, exact and slow but for INT8, a GPU what its tensor cores multiply."""
+    try:
+        check_card(precision, torch.device(device))
+    except ValueError:
+        return False
+    return True
 
 
 def why_not(world: WorldConfig, least: int, machine: dict[str, Any]) -> list[str]:
@@ -158,6 +170,8 @@ def in_words(found: dict[str, Any]) -> str:
         lines += ["", f"{name}: {height} x {width}, {row['dtype']}, one session"]
         lines += [f"  {what:<28}{kernel}" for what, kernel in ({"computes in": row["computes"]} | row["kernels"]).items()]
         lines += [f"  {PARTS[part]:<28}{size / GB:>9.3f} GB" for part, size in row["bytes"].items()]
+        packed = ", ".join(f"{size / GB:.3f} in {name}" for name, size in row["precisions"].items())
+        lines += [f"  {'transformer, quantised':<28}{packed} GB"] if packed else []
         lines += [f"  peak {size / GB:.3f} GB, {way}" for way, size in row["peak_bytes"].items()]
         lines += ["  fits"] if row["fits"] else [f"  does not fit: {reason}" for reason in row["reasons"]]
     fitting = [name for name, row in found["presets"].items() if row["fits"]]

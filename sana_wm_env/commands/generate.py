@@ -21,6 +21,7 @@ from tqdm import tqdm
 from sana_wm_env.model.cameras import STRIDE
 from sana_wm_env.model.clip import ClipModel
 from sana_wm_env.model.config import Variant, WorldConfig
+from sana_wm_env.model.kernels.formats import Precision
 from sana_wm_env.model.sampler import CLIP_GUIDANCE, CLIP_SHIFT, CLIP_STEPS, STREAMING_SHIFT, shifted_sigmas
 from sana_wm_env.model.storage.checkpoint import check_variant, load_config, resolve_world
 from sana_wm_env.model.world import WorldModel, WorldState
@@ -83,6 +84,8 @@ class GenerateConfig:
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16"] | None = None
     """of all weights (default: the world's own)"""
+    precision: Precision | None = None
+    """quantise the transformer (default: as the world is stored)"""
     offload: dict[str, str] | None = None
     """other devices for the world's parts, such as: autoencoder cuda:1 text cpu; text release frees its memory once the text is encoded"""
 
@@ -104,7 +107,8 @@ def run(config: GenerateConfig) -> int:
     path = clip_path(config, settings)
     first, room = first_frame(config, settings, path)
     dtype = None if config.dtype is None else getattr(torch, config.dtype)
-    world = (WorldModel if config.variant == "streaming" else ClipModel).load(folder, config.device, dtype, config.offload, config.variant)
+    model = WorldModel if config.variant == "streaming" else ClipModel
+    world = model.load(folder, config.device, dtype, config.offload, config.variant, config.precision)
     print(f"{len(path)} frames, {(len(path) - 1) / settings.fps:.1f} s, {config.variant}, {len(schedule.sigmas) - 1} steps, ", end="")
     print(f"guidance {schedule.guidance:g}" + (f": {in_words(config.actions, config.scheme)}" if plays_keys(config) else ""))
     began, scores, done = time.monotonic(), [], 1

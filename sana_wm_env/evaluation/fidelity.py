@@ -182,7 +182,7 @@ def weights_digest(world: WorldModel) -> str:
     for part in (world.autoencoder, world.transformer):
         for name, value in sorted(part.state_dict().items()):
             digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

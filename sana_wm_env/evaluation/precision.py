@@ -1,0 +1,245 @@
+"""What few bits cost: the same episodes imagined in each precision, against the truth and against the wide
+world.
+
+Every path goes half of its chunks out and comes back the same way, so that each episode also revisits where
+it began. Compared in pairs: all variants see the same rooms, paths and noise, and the interval of a
+difference is that of differences within episodes.
+
+| variant            | what it is                                                                                   |
+|--------------------|----------------------------------------------------------------------------------------------|
+| `wide`             | the world as it is, in the dtype that it is run in                                           |
+| `float32`          | the same in float32, where `wide` is in bfloat16: how much any other rounding changes        |
+| `fp8`, ...         | the published layers in this precision, weights and activations                              |
+| `.., ends wide`    | activations of the first and of the last step as they are                                    |
+| `.., weights only` | all activations as they are                                                                  |
+| `.., camera`, ...  | one group of layers alone: which of them hurt                                                |
+| `.., all layers`   | the published layers and the camera branch, which the recipe leaves out                      |
+
+Letters: N episodes, B of a batch, K chunks, F = 1 + 24 K frames.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sana_wm_env.model.config import WorldConfig
+from sana_wm_env.model.kernels.formats import PRECISIONS, Precision
+from sana_wm_env.model.quantize import LAYERS, PUBLISHED, count_bytes, quantize
+from sana_wm_env.model.storage.checkpoint import load_config, resolve_world
+from sana_wm_env.model.world import WorldModel
+
+from ..camera import relative_to_first
+from ..rooms import default_intrinsics
+from ..rooms.paths import CHUNK_FRAMES
+from ..rooms.render import render
+from . import metrics, report
+from .episodes import Episodes, Rooms, draw_episodes
+from .poses import compare
+from .revisit import revisit_consistency, revisit_pairs, sharpness
+from .tracking import GAP, track
+
+FIGURES = {
+    # name: (title, digits, whether a difference from `wide` is of interest)
+    "psnr_db": ("PSNR, dB", 2, True),
+    "psnr_to_wide_db": ("PSNR to wide, dB", 2, False),
+    "ssim": ("SSIM", 3, True),
+    "sharpness_of_wide": ("sharpness / wide", 3, False),
+    "rot_err_deg": ("RotErr °", 2, True),
+    "trans_err_m": ("TransErr m", 3, True),
+    "revisit_psnr_db": ("revisit PSNR, dB", 2, True),
+}
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """What is measured, and where the report goes."""
+
+    world: str = "rooms"
+    """name of a bundled world, or the folder of a trained one, with wide weights"""
+    precisions: tuple[Precision, ...] = PRECISIONS
+    """which are measured"""
+    apart: Precision | None = "nvfp4"
+    """the one that is taken apart: steps kept wide, groups of layers alone; None for none"""
+    rooms: Rooms = "held-out"
+    """rooms that training never saw, or those it saw most"""
+    episodes: int = 64
+    """one room each; at least 2"""
+    chunks: int = 4
+    """chunks of 24 frames per episode, an even number: half of them out, half of them back"""
+    seed: int = 1000
+    """episode i takes the room number seed + i"""
+    json: Path = Path("precision.json")
+    """the report; a page (.md) of the same name goes beside it"""
+    batch: int = 8
+    """episodes that are imagined at the same time"""
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to run a world: precision None for wide."""
+
+    name: str
+    precision: Precision | None = None
+    layers: tuple[str, ...] = PUBLISHED
+    wide_at: tuple[int, ...] = ()
+    dtype: torch.dtype | None = None
+
+    def open(self, world: str, device: str) -> WorldModel:
+        """The world, quantised as it is loaded where nothing else is asked."""
+        if self.layers == PUBLISHED and not self.wide_at:
+            return WorldModel.load(world, device, self.dtype, precision=self.precision)
+        assert self.precision is not None
+        return quantize(WorldModel.load(world, device, self.dtype), self.precision, self.layers, self.wide_at)
+
+
+def list_variants(config: PrecisionConfig, world: WorldConfig, dtype: torch.dtype) -> list[Variant]:
+    """All that is compared, `wide` first."""
+    found = [Variant("wide")] + ([Variant("float32", dtype=torch.float32)] if dtype != torch.float32 else [])
+    found += [Variant(precision, precision) for precision in config.precisions]
+    if (chosen := config.apart) is None:
+        return found
+    steps = tuple(round(1000 * sigma) for sigma in world.sigmas)
+    found.append(Variant(f"{chosen}, ends wide", chosen, wide_at=(steps[0], steps[-2])))
+    found.append(Variant(f"{chosen}, weights only", chosen, wide_at=steps))
+    for group in dict.fromkeys(layer.group for layer in LAYERS.values()):
+        found.append(Variant(f"{chosen}, {group}", chosen, tuple(n for n, layer in LAYERS.items() if layer.group == group)))
+    return [*found, Variant(f"{chosen}, all layers", chosen, tuple(LAYERS))]
+
+
+def go_and_return(episodes: Episodes) -> Episodes:
+    """The same rooms, each path followed by itself backwards: K chunks become 2 K, the last frame has the
+    pose of the first.
+    """
+    path = torch.cat([episodes.path, episodes.path.flip(1)[:, 1:]], 1)
+    driven = torch.from_numpy(np.stack([relative_to_first(p) for p in path.cpu().numpy()]))[:, 1:].unflatten(1, (-1, CHUNK_FRAMES))
+    return replace(episodes, path=path, drives={"world": driven})
+
+
+@torch.inference_mode()
+def imagine(world: WorldModel, episodes: Episodes, batch: int, bar: tqdm) -> Tensor:
+    """Frames uint8 (N, F, H, W, 3) of all episodes, the true first one in front."""
+    size, videos = world.config.image_size, []
+    for start in range(0, len(episodes.seeds), batch):
+        part = episodes[start : start + batch]
+        lens = torch.tensor(default_intrinsics(size)).expand(len(part.seeds), 4)
+        first = render(part.scenes, part.path[:, :1], lens, size).rgb
+        generators = [torch.Generator().manual_seed(seed) for seed in part.seeds]
+        state = world.start(first[:, 0], lens, part.scenes.captions, generators)
+        frames = [first]
+        for drive in part.drives["world"].unbind(1):
+            shown, state = world.step(state, drive)
+            frames.append(shown)
+            bar.update(len(part.seeds))
+        videos.append(torch.cat(frames, 1).cpu())
+    return torch.cat(videos)
+
+
+def measure(video: Tensor, truth: Tensor, wide: Tensor, episodes: Episodes) -> dict[str, np.ndarray]:
+    """Figures (N,) of `FIGURES` from videos (N, F, H, W, 3): of a variant, of the exact rendering, of the
+    wide world.
+    """
+    lens = torch.tensor(default_intrinsics((video.shape[2], video.shape[3]))).expand(len(video), 4)
+    paths = track(video[:, ::GAP], episodes.scenes, episodes.path[:, 0], lens)
+    commanded = [relative_to_first(path) for path in episodes.path.cpu().numpy()]
+    errors = [compare(path, c2w[::GAP], "none") for path, c2w in zip(paths, commanded, strict=True)]
+    revisits = [revisit_consistency(v, revisit_pairs(c2w))["psnr_db"] for v, c2w in zip(video, commanded, strict=True)]
+    per_frame = {
+        "psnr_db": metrics.psnr(video[:, 1:], truth[:, 1:]),
+        "psnr_to_wide_db": metrics.psnr(video[:, 1:], wide[:, 1:]),
+        "ssim": torch.stack([metrics.ssim(a, b) for a, b in zip(video[:, 1:], truth[:, 1:], strict=True)]),
+    }
+    return {name: values.mean(1).numpy() for name, values in per_frame.items()} | {
+        "sharpness_of_wide": (sharpness(video[:, 1:]).mean(1) / sharpness(wide[:, 1:]).mean(1)).numpy(),
+        "rot_err_deg": np.array([error.rot_err_deg[1:].mean() for error in errors]),
+        "trans_err_m": np.array([error.trans_err_m[1:].mean() for error in errors]),
+        "revisit_psnr_db": np.array([np.nan if psnr is None else psnr for psnr in revisits]),
+    }
+
+
+def measure_all(config: PrecisionConfig, episodes: Episodes) -> Iterator[tuple[Variant | None, dict[str, np.ndarray], int]]:
+    """Yields each variant with its figures and the bytes of its transformer; first None, the exact
+    rendering.
+    """
+    world = WorldModel.load(config.world, config.device)
+    size = world.config.image_size
+    lens = torch.tensor(default_intrinsics(size)).expand(len(episodes.seeds), 4)
+    truth = render(episodes.scenes, episodes.path, lens, size).rgb.cpu()
+    variants, wide = list_variants(config, world.config, world.transformer.dtype), None
+    with tqdm(total=len(variants) * len(truth) * config.chunks, unit="chunk", desc="precision") as bar:
+        for variant in variants:
+            world = variant.open(config.world, config.device)
+            video = imagine(world, episodes, config.batch, bar)
+            if wide is None:
+                wide = video
+                yield None, measure(truth, truth, wide, episodes), 0
+            yield variant, measure(video, truth, wide, episodes), count_bytes(world.transformer, world.transformer.dtype)
+
+
+def summarise(figures: dict[str, np.ndarray], wide: dict[str, np.ndarray]) -> dict[str, dict]:
+    """Figure -> its estimate, and where that is of interest the estimate of its difference from `wide`
+    within episodes.
+    """
+    found = {}
+    for name, (_, _, differs) in FIGURES.items():
+        found[name] = {"value": metrics.estimate(figures[name]).to_dict()}
+        if differs:
+            found[name]["minus_wide"] = metrics.estimate(figures[name] - wide[name]).to_dict()
+    return found
+
+
+def table(rows: dict[str, dict]) -> str:
+    """One row per variant: mean and half width of the 95 % interval, and behind a comma the difference from
+    `wide`.
+    """
+
+    def cell(name: str, figures: dict, variant: str) -> str:
+        _, digits, differs = FIGURES[name]
+        text = report.cell(metrics.Estimate(**figures[name]["value"]), digits)
+        if not differs or variant in ("wide", "truth"):
+            return text
+        difference = metrics.Estimate(**figures[name]["minus_wide"])
+        return text if difference.mean is None else f"{text}, {'+' * (difference.mean >= 0)}{report.cell(difference, digits)}"
+
+    body = [
+        [name, f"{row['bytes'] / 1e6:.2f}" if row["bytes"] else "-", *(cell(f, row["figures"], name) for f in FIGURES)]
+        for name, row in rows.items()
+    ]
+    return report.markdown_table(["variant", "weights, MB", *(title for title, *_ in FIGURES.values())], body)
+
+
+SAYS = (
+    "Means over episodes ± 95 % interval; behind the comma the difference from `wide` within episodes, with its own interval. `truth` is "
+    "the exact rendering: the most there is, and the error of the pose estimator itself. Activations and weights are rounded exactly as "
+    "a GPU would round them, whatever computed this."
+)
+
+
+def run(config: PrecisionConfig) -> int:
+    """Measures, prints the table, writes report and page. Two runs on one machine write equal reports."""
+    if config.chunks < 2 or config.chunks % 2 or config.batch < 1:
+        raise ValueError(f"got chunks={config.chunks}, batch={config.batch}; wanted an even number of chunks and a batch of at least 1")
+    if "streaming" not in load_config(resolve_world(config.world)).variants:
+        raise ValueError(f"got the world {config.world!r}, which does not stream; wanted one that does")
+    episodes = go_and_return(draw_episodes(config.episodes, config.chunks // 2, config.seed, config.rooms, config.device))
+    header = {"config": {k: v for k, v in asdict(config).items() if k != "json"}}
+    header |= report.provenance(WorldModel.load(config.world, config.device))
+    rows: dict[str, dict] = {}
+    wide: dict[str, np.ndarray] = {}
+    for variant, figures, size in measure_all(config, episodes):
+        wide = figures if variant is None or variant.name == "wide" else wide
+        rows[variant.name if variant else "truth"] = {"bytes": size, "figures": summarise(figures, wide)}
+    config.json.parent.mkdir(parents=True, exist_ok=True)
+    config.json.write_text(json.dumps(header | {"variants": rows}, indent=1, allow_nan=False) + "\n")
+    text = table(rows)
+    report.write_page(page := config.json.with_suffix(".md"), "Precision", header, [("Figures", f"{SAYS}\n\n{text}")], [])
+    print(f"{text}\n{SAYS}\nwrote {config.json}, {page}")
+    return 0
