@@ -3,8 +3,8 @@
 import pytest
 
 from sana_wm_env import cli
-from sana_wm_env.model.config import preset
 from sana_wm_env.commands.roofline import CARDS, Pass, bound_seconds, count_pass
+from sana_wm_env.model.config import preset
 
 GRID = (22, 40)
 ROWS = 3 * 22 * 40

@@ -45,7 +45,7 @@ class LadderConfig:
 
     Attributes:
         world: name of the preset; everything lies in RUNS/WORLD.
-        recipe: file that names the stages; train/recipes/rooms.toml, or own.toml with --data, if not given.
+        recipe: file that names the stages; in train/recipes, if not given: rooms.toml, further.toml with --init-from, own.toml with --data.
         hours: of training, all stages together. Scoring and preparing data come on top.
         until: time of day (HH:MM) at which this process stops, saved; the same command goes on.
         init_from: world to begin with, by bundled name or by folder, or a safetensors file of a transformer's weights; then the bundled
@@ -106,7 +106,8 @@ def run(config: LadderConfig) -> None:
     Raises ValueError for settings that do not fit, ChildProcessError if a stage ends without having got further.
     """
     _check(config)
-    rungs = read_recipe(config.recipe or FOLDER / ("own.toml" if config.data else "rooms.toml"), without_autoencoder=bool(config.init_from))
+    recipe = config.recipe or FOLDER / ("own.toml" if config.data else "further.toml" if config.init_from else "rooms.toml")
+    rungs = read_recipe(recipe, without_autoencoder=bool(config.init_from))
     path = config.home / "ladder.json"
     ladder = _open(path, config, rungs)
     end = _end(config.until)

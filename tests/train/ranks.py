@@ -14,9 +14,9 @@ from tiny_networks import clip, tiny_config
 from torch import Tensor
 
 from sana_wm_env.model.network.transformer import Transformer
-from sana_wm_env.train.causal import CausalStage
+from sana_wm_env.train.causal import CausalConfig, CausalStage
 from sana_wm_env.train.data.latents import Window
-from sana_wm_env.train.flow import FlowConfig, FlowStage
+from sana_wm_env.train.flow import FlowStage
 from sana_wm_env.train.loop import LoopConfig, train
 from sana_wm_env.train.optim import PUBLISHED
 from sana_wm_env.train.parallel import ParallelConfig, context_group
@@ -71,7 +71,7 @@ def stage_on_noise(loop: LoopConfig, rule: str = "bidirectional", dtype: torch.d
         divides_clips = True
 
         def __init__(self):
-            self.config, self.context = FlowConfig(loop=loop, frames=FRAMES), context_group(loop.parallel.context)
+            self.config, self.context = CausalConfig(loop=loop, frames=FRAMES), context_group(loop.parallel.context)
             self.model = self.network = network(dtype)
             self.clips, self.seen = Noise(), []
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from small_ladder import CODER, KINDS, TINY
 
+from sana_wm_env.model.clip import ClipModel
 from sana_wm_env.model.codecs.text import TextEncoderConfig
 from sana_wm_env.model.config import PRESETS
 from sana_wm_env.model.state import map_tensors, tensors_of
-from sana_wm_env.model.world import WorldModel
 from sana_wm_env.rooms import HELD_OUT, HOME
 from sana_wm_env.rooms.room import held_out_room
 from sana_wm_env.train import ablations, autoencoder, bidirectional, causal, distill, ode, self_forcing
@@ -63,7 +63,7 @@ def test_the_ladder_ends_in_a_world(runs):
     assert frames.shape == (24, 64, 64, 3)
     env.close()
     export(ExportConfig("tiny", runs, undistilled="causal", out=runs / "versatile"))
-    clips = WorldModel.load(runs / "versatile", dtype=torch.float32, variant="chunk_causal").transformer.state_dict()
+    clips = ClipModel.load(runs / "versatile", dtype=torch.float32, variant="chunk_causal").transformer.state_dict()
     weight, taken = "x_embedder.proj.weight", load_average(runs / "tiny" / "causal", "generator")
     assert torch.equal(clips[weight], taken[weight].half().float())
     names = ("as designed", "no camera")
