@@ -85,7 +85,7 @@ def train(stage: Stage, config: LoopConfig, out: Path) -> nn.Module:
     bar = tqdm(total=config.steps, initial=at.step, desc=out.name, unit="step", disable=rank() > 0, smoothing=0.05)
     began, saved = time.monotonic() - at.seconds, time.monotonic()
     with answering(config.parallel.timeout_s, lambda: f"step {at.step}: the last checkpoint is {latest(out)}"):
-        if latest(out) is None:
+        if latest(out) is None and not config.parallel.shard:  # gathering the state of a sharded optimiser counts as a step of it
             save(run, at)  # something to go back to
         while (done := _done(at, config)) < 1 and not stop.asked():
             scalars = _step(run, at, done, share)
@@ -136,7 +136,7 @@ def _skip(run: Run, at: Progress) -> Progress:
             f"{what}, nor was that of the step before, after going back {RETREATS} times; the last good checkpoint is {latest(run.home)}. "
             "Lower the rate (--lr, --adam-lr)."
         )
-    before = resume(run)
+    before = resume(run) if latest(run.home) else at
     run.stage.let_go()
     back = replace(before, seconds=at.seconds, skipped=at.skipped, in_a_row=0, retreats=at.retreats + 1)
     _say(f"{what}, the second in a row: back to step {back.step}, other data, {0.5**back.retreats:g} of the rates")
