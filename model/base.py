@@ -1,4 +1,6 @@
-"""What a world is made of, and what every way of running it shares: loading, opening sessions, pictures in and out."""
+"""The parts of a world, and what every way of running it shares: loading, opening sessions, pictures in and
+out.
+"""
 
 import hashlib
 import json
@@ -6,26 +8,45 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from .cameras import STRIDE
-from .codecs.parts import AnyAutoencoder, AnyTextEncoder, open_autoencoder, open_text_encoder
+from .camera_inputs import STRIDE
+from .codecs.open import AnyAutoencoder, AnyTextEncoder, open_autoencoder, open_text_encoder
+from .codecs.refiner import find_refiner, open_refiner
 from .config import Variant, WorldConfig
-from .cores import apart, run_apart
-from .fit import Need, check_fits, need
+from .contexts import TextContext
+from .cores import Deferred, apart, run_apart
 from .kernels.formats import Precision
 from .kernels.select import SMALL_WIDTH, choose_dtype
+from .memory import Need, check_fits, need
 from .network.transformer import Transformer
+from .noise import draw_noise
 from .quantize import find_precision
-from .state import TextContext, WorldState, tensors_of
-from .storage.checkpoint import CheckpointError, check_variant, load_config, load_transformer, resolve_world, stored_precision
+from .refiner import Refiner, forget
+from .state import RefinerState, WorldState
+from .state_check import check_layout, check_state
+from .storage.weights import digest_weights
+from .storage.worlds import (
+    CheckpointError,
+    check_variant,
+    load_config,
+    load_transformer,
+    resolve_world,
+    stored_precision,
+)
+from .template import Templates
+from .tree import tensors_of
+
+OFFLOADED = ("autoencoder", "text", "refiner")
 
 
 class WorldBase:
-    """Text encoder, autoencoder and transformer of a world. It owns weights and nothing else; a session is an immutable `WorldState`."""
+    """Text encoder, autoencoder and transformer of a world, and a refiner where one is asked for. It owns
+    weights and nothing else; a session is an immutable `WorldState`.
+    """
 
     runs: ClassVar[tuple[Variant, ...]]
 
@@ -36,43 +57,55 @@ class WorldBase:
         autoencoder: AnyAutoencoder,
         text_encoder: AnyTextEncoder,
         variant: Variant | None = None,
+        refiner: Refiner | None = None,
     ) -> None:
         self.config = config
         self.variant: Variant = variant or self.runs[0]
         if self.variant not in self.runs:
-            raise ValueError(f"got the variant {variant!r}; a {type(self).__name__} runs {' or '.join(self.runs)}")
+            raise ValueError(
+                f"got the variant {variant!r}; a {type(self).__name__} runs {' or '.join(self.runs)}"
+            )
         self.transformer = transformer.eval().requires_grad_(False).prepare()
         self.autoencoder = autoencoder.eval().requires_grad_(False)
         self.text_encoder = text_encoder
+        self.refiner = refiner
 
     @classmethod
     def load(
         cls,
-        world: str | Path = "rooms",
+        world: str | Path = "tiny-rooms",
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
         offload: Mapping[str, str] | None = None,
         variant: Variant | None = None,
         precision: Precision | None = None,
+        refiner: str | Path | None = None,
     ) -> Self:
         """Load a bundled world by name, a local one by folder, or a downloaded one by repository.
 
         Args:
             world: which one, see `resolve_world`.
             device: where the transformer runs, and whatever `offload` does not name.
-            dtype: of all weights; None for what the world names. In a world that names "auto" float32 and bfloat16 are the transformer's
-                alone, None takes what is fastest on the device, see `choose_dtype`, and everything else is float32.
-            offload: another device for "autoencoder" or "text", such as {"autoencoder": "cuda:1", "text": "cpu"}; "text": "release" runs
-                the text encoder on `device` and frees its memory after every start.
+            dtype: of all weights; None for what the world names. In a world that names "auto" float32 and
+                bfloat16 are the transformer's alone, None takes what is fastest on the device, see
+                `choose_dtype`, and everything else is float32.
+            offload: another device for "autoencoder", "text" or "refiner", such as {"autoencoder": "cuda:1",
+                "text": "cpu"}; "text": "release" runs the text encoder on `device` and frees its memory after
+                every start; "refiner": "blocks" leaves the refiner's blocks in their files, and takes one
+                after the other onto `device`.
             variant: one of `config.variants`; by default the first that this class runs.
-            precision: "fp8", "nvfp4", "mxfp8" or "int8" for a quantised transformer, see `quantize`; None for what the world holds.
+            precision: "fp8", "nvfp4", "mxfp8" or "int8" for a quantised transformer, see `quantize`; None for
+                what the world holds.
+            refiner: None for stage 1 alone, "auto" for the refiner that the world comes with, or the folder
+                of one; see `open_refiner`.
 
         Raises:
-            CheckpointError: something is missing, does not fit, or finds no room; it says what, before any weight is read where it can.
+            CheckpointError: something is missing, does not fit, or finds no room; it says what, before any
+                weight is read where it can.
             ImportError: the world needs diffusers or transformers, and they are not installed.
             ValueError: `offload` names something else, or the device cannot multiply in this precision.
         """
-        load = partial(cls._load, world, device, dtype, offload, variant or cls.runs[0], precision)
+        load = partial(cls._load, world, device, dtype, offload, variant or cls.runs[0], precision, refiner)
         return run_apart(load) if torch.device(device).type == "cpu" else load()
 
     @classmethod
@@ -84,10 +117,10 @@ class WorldBase:
         offload: Mapping[str, str] | None,
         variant: Variant,
         precision: Precision | None,
+        refiner: str | Path | None,
     ) -> Self:
-        places = {"autoencoder": str(device), "text": str(device), **(offload or {})}
-        if set(places) != {"autoencoder", "text"} or places["autoencoder"] == "release":
-            raise ValueError(f"got offload={offload!r}; wanted a device for 'autoencoder' or 'text', or 'text': 'release'")
+        check_offload(offload)
+        places = dict.fromkeys(OFFLOADED, str(device)) | dict(offload or {})
         release = places["text"] == "release"
         folder = resolve_world(world)
         config = load_config(folder)
@@ -95,25 +128,34 @@ class WorldBase:
         chosen = None
         if config.dtype == "auto" and dtype in (None, torch.float32, torch.bfloat16):
             dtype, chosen = torch.float32, dtype or choose_dtype("auto", device)
-        dtype = dtype or getattr(torch, config.dtype)
-        check_fits(config, dtype, str(device), offload, precision or stored_precision(folder, config, variant))
+        wide: torch.dtype = dtype or getattr(torch, config.dtype)
+        second = None if refiner is None else find_refiner(folder, refiner)
+        stored = precision or stored_precision(folder, config, variant)
+        check_fits(config, wide, str(device), offload, stored, second and second.config)
         try:
-            text_encoder = open_text_encoder(folder, config, dtype, device if release else places["text"], keep=not release)
-            autoencoder = open_autoencoder(folder, config, dtype, places["autoencoder"])
+            text_encoder = open_text_encoder(
+                folder, config, wide, device if release else places["text"], keep=not release
+            )
+            autoencoder = open_autoencoder(folder, config, wide, places["autoencoder"])
         except CheckpointError:
             raise
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{folder / 'config.json'}: {error}") from None
-        transformer = load_transformer(folder, config, dtype, device, variant, precision)
-        world = cls(config, transformer, autoencoder, text_encoder, variant)
-        if chosen and chosen != dtype:
-            world.fingerprint  # noqa: B018  # of the weights before: whoever computes in another dtype opens the same states
+        transformer = load_transformer(folder, config, wide, device, variant, precision)
+        opened = second and open_refiner(second, text_encoder, wide, device, places["refiner"], release)
+        loaded = cls(config, transformer, autoencoder, text_encoder, variant, opened)
+        if chosen and chosen != wide:
+            # of the weights before: whoever computes in another dtype opens the same states
+            loaded.fingerprint  # noqa: B018
             transformer.to(chosen).prepare()
-        return world
+            if opened:
+                opened.fingerprint  # noqa: B018
+                opened.network.to(chosen)
+        return loaded
 
     @property
     def device(self) -> torch.device:
-        """Where the transformer runs, and states lie."""
+        """Device of the transformer and of states."""
         return self.transformer.pos_embed.device
 
     @property
@@ -134,54 +176,82 @@ class WorldBase:
     @cached_property
     def needed(self) -> Need:
         """Bytes that one session takes, stage by stage."""
-        return need(self.config, self.transformer.dtype, find_precision(self.transformer))
+        refiner = self.refiner and self.refiner.config
+        return need(self.config, self.transformer.dtype, find_precision(self.transformer), refiner)
 
     @cached_property
     def fingerprint(self) -> str:
-        """What tells worlds apart: SHA-256 over the configuration and the weights, of large tensors an even sample.
+        """Identity of a world: SHA-256 over the configuration and the weights, of large tensors an even
+        sample.
 
-        Sampled because it is taken whenever a world is loaded; it finds another training, not a tampered file. What a session does not
-        depend on does not count: what else the world can do, and the usual dtype (that of the weights does).
+        Sampled because it is taken whenever a world is loaded; it finds another training, not a tampered
+        file. Variants and the usual dtype are left out, as sessions do not depend on them; the dtype of the
+        weights counts.
         """
-        settings = {name: value for name, value in self.config.to_dict().items() if name not in ("variants", "dtype")}
+        settings = {
+            name: value for name, value in self.config.to_dict().items() if name not in ("variants", "dtype")
+        }
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-        for part in (self.transformer, self.autoencoder):
-            for name, tensor in part.state_dict().items():
-                values = tensor.flatten()[:: max(1, tensor.numel() // 4096)].contiguous().cpu().view(torch.uint8)
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(values.numpy().tobytes())
-        return digest.hexdigest()
+        return digest_weights(digest, self.transformer, self.autoencoder).hexdigest()
+
+    @cached_property
+    def _templates(self) -> Templates:
+        return Templates(self.config, self.autoencoder)
 
     def accept(self, state: WorldState) -> WorldState:
-        """`state` on this world's device; ValueError that names both sides where another world imagined it."""
+        """`state` on this world's device, after every check: see `check_state`.
+
+        Raises:
+            ValueError: another world imagined it (both are named), or no session of this one can be so.
+        """
+        check_state(state, self.latents_per_step)
         ours, theirs = (self.config.name, self.fingerprint), (state.world, state.weights)
         if ours != theirs:
             raise ValueError(
-                f"got a state of the world {theirs[0]!r} with weights {theirs[1][:12]}; this is {ours[0]!r} with weights {ours[1][:12]}: "
+                f"got a state of the world {theirs[0]!r} with weights {theirs[1][:12]}; this is {ours[0]!r} "
+                f"with weights {ours[1][:12]}: "
                 "load the world that the state was saved in"
             )
+        check_layout(state, self._templates.after(int(state.chunk_index.min())))
         home, dtype = self.autoencoder.latents_mean.device, self.transformer.dtype
+        refiner = self._accept_refiner(state)
         ready = state.text.keys[0].dtype == dtype and all(t.device == self.device for t in tensors_of(state))
         if ready and home == self.device:  # nothing to walk through a second time: a fork takes on many
-            return state
-        moved = state.map(lambda t: t.to(self.device))
+            return state if refiner is state.refiner else replace(state, refiner=refiner)
+        moved = replace(state, refiner=None).map(lambda t: t.to(self.device))
         return replace(
             moved,
+            refiner=refiner,
             transformer=moved.transformer and moved.transformer.cast(dtype),
             text=moved.text.map(lambda t: t if t.dtype == torch.bool else t.to(dtype)),
             decoder=tuple(t.to(home) for t in state.decoder),
             generators=state.generators.cpu(),
         )
 
+    def _accept_refiner(self, state: WorldState) -> RefinerState | None:
+        """What this world goes on refining with. Without a refiner that is nothing: stage 1 goes on alone."""
+        if self.refiner is None:
+            return None
+        if state.refiner is None:
+            raise ValueError(
+                "got a state of a session that was not refined, whose prompt is not known any more; open the "
+                "world with refiner=None, or begin a session with the refiner"
+            )
+        return self.refiner.accept(state.refiner, self.config.grid)
+
     @apart
     @torch.inference_mode()
     def encode(self, frames: Tensor) -> Tensor:
-        """Latents (B, C, 1 + k, h, w) of a video, uint8 (B, 1 + 8 k, H, W, 3): what the autoencoder can tell of it."""
+        """Latents (B, C, 1 + k, h, w) of a video, uint8 (B, 1 + 8 k, H, W, 3): what the autoencoder can tell
+        of it.
+        """
         return self.autoencoder.encode(self._as_input(frames))
 
     @apart
     @torch.inference_mode()
-    def start(self, images: Tensor, intrinsics_px: Tensor, prompts: list[str], generators: list[torch.Generator]) -> WorldState:
+    def start(
+        self, images: Tensor, intrinsics_px: Tensor, prompts: list[str], generators: list[torch.Generator]
+    ) -> WorldState:
         """Open one session per image.
 
         Args:
@@ -195,10 +265,14 @@ class WorldBase:
         """
         batch = len(images)
         if images.dtype != torch.uint8 or images.shape != (batch, *self.config.image_size, 3):
-            raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; wanted uint8 (B, {_joined(self.config.image_size)}, 3)")
+            raise ValueError(
+                f"images are {images.dtype} {tuple(images.shape)}; wanted uint8 (B, "
+                f"{_joined(self.config.image_size)}, 3)"
+            )
         if intrinsics_px.shape != (batch, 4) or len(prompts) != batch or len(generators) != batch:
             raise ValueError(
-                f"{batch} images came with intrinsics {tuple(intrinsics_px.shape)}, {len(prompts)} prompts, {len(generators)} generators; "
+                f"{batch} images came with intrinsics {tuple(intrinsics_px.shape)}, {len(prompts)} prompts, "
+                f"{len(generators)} generators; "
                 f"wanted ({batch}, 4), {batch}, {batch}"
             )
         image_latent = self.autoencoder.encode(self._as_input(images[:, None]))
@@ -215,16 +289,39 @@ class WorldBase:
             chunk_index=torch.zeros(batch, dtype=torch.int64, device=self.device),
             world=self.config.name,
             weights=self.fingerprint,
+            refiner=self.refiner and self.refiner.start(image_latent, prompts),
         ).detached()
 
     @apart
     @torch.inference_mode()
-    def decode(self, latents: Tensor, state: WorldState) -> tuple[Tensor, WorldState]:
-        """Frames uint8 (B, 8 T, H, W, 3) of new latents (B, C, T, h, w), and the state with decoder and newest frame moved on."""
+    def decode(self, latents: Tensor, state: WorldState, refine: bool = True) -> tuple[Tensor, WorldState]:
+        """Frames uint8 (B, 8 T, H, W, 3) of new latents (B, C, T, h, w), and the state with decoder and
+        newest frame moved on.
+
+        refine: whether a refiner, where there is one, has its turn first. A session that goes on without
+        keeps its first frame alone of what the refiner has seen.
+        """
+        latents, state = self.refine(latents, state) if refine else (latents, self.skip(latents, state))
         video, decoder = self.autoencoder.decode(latents.to(self.autoencoder.latents_mean), state.decoder)
         frames = as_frames(video)
         newest = frames[:, -1].to(self.device, copy=True)  # a view would keep the chunk alive
         return frames, state.changed(decoder=tuple(decoder), frame=newest)
+
+    def skip(self, latents: Tensor, state: WorldState) -> WorldState:
+        """The state of a session whose new latents are not refined, like `decode` with refine=False."""
+        return state if state.refiner is None else state.changed(refiner=forget(state.refiner, latents))
+
+    @apart
+    @torch.inference_mode()
+    def refine(self, latents: Tensor, state: WorldState) -> tuple[Tensor, WorldState]:
+        """Latents as the refiner makes them of new ones (B, C, T, h, w), and the state with its part moved
+        on; both as they were where there is no refiner. `decode` calls it.
+        """
+        if self.refiner is None or state.refiner is None:
+            return latents, state
+        refined, next_state = self.refiner.refine(latents, state.refiner)
+        remember = torch.inference_mode()(next_state)  # wherever it runs
+        return refined, state.changed(refiner=Deferred(remember) if self.device.type == "cpu" else remember())
 
     def _as_input(self, frames: Tensor) -> Tensor:
         mean = self.autoencoder.latents_mean
@@ -238,18 +335,17 @@ class WorldBase:
     def draw_noise(self, state: WorldState, latents: int) -> tuple[Tensor, Tensor]:
         """Noise (B, C, latents, h, w) and the generators' next states.
 
-        Drawn slot by slot on the CPU, so that a session's noise depends neither on its neighbours nor on the device.
+        Drawn slot by slot on the CPU, so that a session's noise depends neither on its neighbours nor on the
+        device.
         """
         shape = (self.config.transformer.in_channels, latents, *self.config.grid)
-        drawn, states, generator = [], [], torch.Generator()
-        for row in state.generators.cpu():
-            generator.set_state(row.clone())
-            drawn.append(torch.randn(shape, generator=generator))
-            states.append(generator.get_state())
-        return torch.stack(drawn).to(self.device), torch.stack(states)
+        noise, generators = draw_noise(state.generators, shape)
+        return noise.to(self.device), generators
 
     def check_poses(self, state: WorldState, c2w: Tensor, frames: int) -> Tensor:
-        """Poses (B, frames, 4, 4) on this world's device, float64. ValueError for another shape, NaN or infinity."""
+        """Poses (B, frames, 4, 4) on this world's device, float64. ValueError for another shape, NaN or
+        infinity.
+        """
         wanted = (len(state.image_latent), frames, 4, 4)
         if c2w.shape != wanted:
             raise ValueError(f"poses are {tuple(c2w.shape)}; wanted {wanted}")
@@ -259,14 +355,32 @@ class WorldBase:
         return c2w
 
 
+def check_offload(offload: Any) -> None:
+    """ValueError for parts that stay where the transformer is, and for a word that is no place of a part."""
+    words = {("text", "release"), ("refiner", "blocks")}
+    if offload is not None and (
+        not isinstance(offload, Mapping)
+        or set(offload) - set(OFFLOADED)
+        or any(
+            place in ("release", "blocks") and (part, place) not in words for part, place in offload.items()
+        )
+    ):
+        raise ValueError(
+            f"got offload={offload!r}; wanted a device for 'autoencoder', 'text' or 'refiner', "
+            "'text': 'release', or 'refiner': 'blocks'"
+        )
+
+
 def as_video(frames: Tensor) -> Tensor:
     """Frames uint8 (B, F, H, W, 3) as an autoencoder takes them: float32 (B, 3, F, H, W) in [-1, 1]."""
-    return frames.permute(0, 4, 1, 2, 3) / 127.5 - 1
+    return frames.permute(0, 4, 1, 2, 3).to(torch.float32) / 127.5 - 1
 
 
 def as_frames(video: Tensor) -> Tensor:
     """Video (B, 3, F, H, W) in [-1, 1] as frames uint8 (B, F, H, W, 3)."""
-    frames = video.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)  # in place: fresh memory costs more
+    frames = (
+        video.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+    )  # in place: fresh memory costs more
     return frames.permute(0, 2, 3, 4, 1).contiguous()
 
 

@@ -22,11 +22,12 @@ class TransformerConfig:
     `cam_rms_clamp`   clamp the RMS of camera-transformed vectors in no, only softmax, or all blocks;
     `softmax_scale`   "true" is 1/sqrt(D), "padded128" is 1/sqrt(size that old kernels padded D to);
     `cam_conv_carry`  whether the camera branch's key convolution sees the previous chunk when streaming;
-    `key_scale`       delta-rule keys are divided by sqrt(D S) ("dim_spatial"), sqrt(D) ("dim") or not at all ("none"). Only the
+    `key_scale`       delta-rule keys are divided by sqrt(D S) ("dim_spatial"), sqrt(D) ("dim") or not at all
+    ("none"). Only the
                       first keeps transitions from growing; the others are there to show that.
 
-    Window of the softmax blocks when streaming: `num_cached_blocks` earlier chunks are read, the first chunk of the
-    session being one of them when `sink` is set; -1 reads all of them and lets the state grow.
+    Window of the softmax blocks when streaming: `num_cached_blocks` earlier chunks are read, the first chunk
+    of the session being one of them when `sink` is set; -1 reads all of them and lets the state grow.
     """
 
     depth: int
@@ -47,25 +48,46 @@ class TransformerConfig:
     num_cached_blocks: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("depth", "width", "heads", "in_channels", "text_width", "text_tokens", "chunk", "input_size"):
+        for name in (
+            "depth",
+            "width",
+            "heads",
+            "in_channels",
+            "text_width",
+            "text_tokens",
+            "chunk",
+            "input_size",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"TransformerConfig.{name} is {getattr(self, name)}; it must be at least 1")
         if self.softmax_every < 0:
-            raise ValueError(f"softmax_every is {self.softmax_every}; give n for every n-th block, 0 for none")
+            raise ValueError(
+                f"softmax_every is {self.softmax_every}; give n for every n-th block, 0 for none"
+            )
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.head_dim % 8:
-            raise ValueError(f"head size {self.head_dim} (width / heads) must be a multiple of 8: half of it is cut into groups of 4")
+            raise ValueError(
+                f"head size {self.head_dim} (width / heads) must be a multiple of 8: half of it is "
+                "cut into groups of 4"
+            )
         if self.cam_rms_clamp not in ("none", "softmax", "all"):
-            raise ValueError(f"cam_rms_clamp is {self.cam_rms_clamp!r}; it must be 'none', 'softmax' or 'all'")
+            raise ValueError(
+                f"cam_rms_clamp is {self.cam_rms_clamp!r}; it must be 'none', 'softmax' or 'all'"
+            )
         if self.softmax_scale not in ("true", "padded128"):
             raise ValueError(f"softmax_scale is {self.softmax_scale!r}; it must be 'true' or 'padded128'")
         if self.key_scale not in ("dim_spatial", "dim", "none"):
             raise ValueError(f"key_scale is {self.key_scale!r}; it must be 'dim_spatial', 'dim' or 'none'")
         if self.softmax_scale == "padded128" and self.head_dim > 256:
-            raise ValueError(f"softmax_scale 'padded128' is not defined for head size {self.head_dim}; those kernels ended at 256")
+            raise ValueError(
+                f"softmax_scale 'padded128' is not defined for head size {self.head_dim}; those kernels "
+                "ended at 256"
+            )
         if self.num_cached_blocks < -1:
-            raise ValueError(f"num_cached_blocks is {self.num_cached_blocks}; give -1 (all) or a number from 0")
+            raise ValueError(
+                f"num_cached_blocks is {self.num_cached_blocks}; give -1 (all) or a number from 0"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -86,7 +108,7 @@ class TransformerConfig:
         return size**-0.5
 
     def is_softmax(self, block: int) -> bool:
-        """Whether block number `block` (0-based) mixes time by softmax instead of the delta rule."""
+        """Returns True if block number `block` (0-based) mixes time by softmax instead of the delta rule."""
         return self.softmax_every > 0 and (block + 1) % self.softmax_every == 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,15 +130,23 @@ class TransformerConfig:
 class WorldConfig:
     """A world: the network, what turns images and words into its inputs, and what an environment has to know.
 
-    image_size, grid          (height, width) in pixels and in latent cells
-    autoencoder               settings of the autoencoder, and its `kind`: "bundled" (AutoencoderConfig; if none is named) or "ltx2"
-    text                      settings of the text encoder, and its `kind`: "hash" (TextEncoderConfig; if none is named) or "gemma2"
-    sigmas                    noise levels of the streaming sampler, from 1 to 0
-    max_translation_m, max_rotation_rad   length of the largest twist per chunk that the world was trained on
-    first_frames              source of first frames: "rooms", or None if the user has to bring an image
-    variants                  what its weights can do: "streaming" in few steps; "bidirectional", "chunk_causal" clips in many
-    dtype                     what its weights are run in if nothing else is asked for: "float32", "bfloat16", or "auto" for the faster
-                              of both on the device at hand
+    Attributes:
+        name: shown in `info`, and part of the fingerprint.
+        transformer: of the network.
+        image_size: (height, width) in pixels.
+        grid: (height, width) in latent cells.
+        autoencoder: settings of the autoencoder, and its `kind`: "bundled" (AutoencoderConfig; if none is
+            named) or "ltx2".
+        text: settings of the text encoder, and its `kind`: "hash" (TextEncoderConfig; if none is named) or
+            "gemma2".
+        sigmas: noise levels of the streaming sampler, from 1 to 0.
+        max_translation_m: length of the largest translation per chunk that the world was trained on.
+        max_rotation_rad: length of the largest rotation per chunk that the world was trained on.
+        first_frames: source of first frames: "rooms", or None if the user has to bring an image.
+        variants: what its weights can do: "streaming" in few steps; "bidirectional", "chunk_causal" clips in
+            many.
+        dtype: what its weights are run in if nothing else is asked for: "float32", "bfloat16", or "auto" for
+            the faster of both on the device at hand.
     """
 
     name: str
@@ -149,7 +179,9 @@ class WorldConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "WorldConfig":
-        """Inverse of `to_dict`, also after a round trip through JSON; ValueError that names missing or unknown fields."""
+        """Inverse of `to_dict`, also after a round trip through JSON; ValueError that names missing or
+        unknown fields.
+        """
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(values) - known):
@@ -163,10 +195,22 @@ class WorldConfig:
 
 
 PRESETS: dict[str, TransformerConfig] = {
-    # 64 x 64 images on an 8 x 8 grid: as wide as a two-core machine can train in hours and step in well under half a second.
-    "rooms": TransformerConfig(depth=8, width=192, heads=4, in_channels=48, mlp_ratio=2.0, text_width=64, text_tokens=32, input_size=8),
+    # 64 x 64 images on an 8 x 8 grid: as wide as a two-core machine can train in hours and step in well under
+    # half a second.
+    "rooms": TransformerConfig(
+        depth=8,
+        width=192,
+        heads=4,
+        in_channels=48,
+        mlp_ratio=2.0,
+        text_width=64,
+        text_tokens=32,
+        input_size=8,
+    ),
     # The public checkpoints (model/README.md section 2).
-    "2.6b": TransformerConfig(depth=20, width=2240, heads=20, in_channels=128, mlp_ratio=3.0, text_width=2304, text_tokens=300),
+    "2.6b": TransformerConfig(
+        depth=20, width=2240, heads=20, in_channels=128, mlp_ratio=3.0, text_width=2304, text_tokens=300
+    ),
 }
 
 

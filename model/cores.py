@@ -1,9 +1,11 @@
-"""Where forwards run: on threads of our own, so that they neither spin against other processes nor leave anything behind in the caller's.
+"""Where forwards run: on threads of our own, so that they neither spin against other processes nor leave
+anything behind in the caller's.
 
-A small network gains nothing from sharing out one operation among cores: the threads wait for each other after every one of them, and on a
-busy machine wait for a core that another process holds. So each forward has one core, several forwards at once have one each, and the
-caller's torch threads are neither used nor changed. That also lets a process be forked after a step: what OpenMP keeps per thread lies in
-threads that a child starts anew. `tests/benchmarks/vector.py` and `busy.py` have the figures.
+A small network gains nothing from sharing out one operation among cores: the threads wait for each other
+after every one of them, and on a busy machine wait for a core that another process holds. So each forward has
+one core, several forwards at once have one each, and the caller's torch threads are neither used nor changed.
+That also lets a process be forked after a step: what OpenMP keeps per thread lies in threads that a child
+starts anew. `tests/benchmarks/vector.py` and `busy.py` have the figures.
 """
 
 import os
@@ -22,18 +24,24 @@ _here = threading.local()  # of our threads: `ours`, and `spare` where they are 
 
 
 def shares(rows: int, device: torch.device) -> list[slice]:
-    """A batch in parts as equal as can be, one for each forward that should run at once: all of it in one but on a CPU.
+    """A batch in parts as equal as can be, one for each forward that should run at once: all of it in one but
+    on a CPU.
 
     In a thread of ours, which is one of several already, all of it as well.
     """
-    count = min(rows, torch.get_num_threads()) if device.type == "cpu" and not getattr(_here, "ours", False) else 1
+    count = (
+        min(rows, torch.get_num_threads())
+        if device.type == "cpu" and not getattr(_here, "ours", False)
+        else 1
+    )
     return [slice(begin, end) for begin, end in pairwise(rows * n // count for n in range(count + 1))]
 
 
-def side_by_side(calls: Sequence[Callable[[], Result]], threads: int | None = None) -> list[Result]:
-    """The results of independent calls, run at once.
+def run_together(calls: Sequence[Callable[[], Result]], threads: int | None = None) -> list[Result]:
+    """Runs independent calls at once and returns their results.
 
-    threads: of torch in each call; None: they share out those that torch would use for one (`torch.get_num_threads`).
+    threads: of torch in each call; None: they share out those that torch would use for one
+    (`torch.get_num_threads`).
     """
     available = torch.get_num_threads()
     count = min(len(calls), available)
@@ -43,7 +51,9 @@ def side_by_side(calls: Sequence[Callable[[], Result]], threads: int | None = No
 
 
 def run_apart(call: Callable[[], Result], threads: int | None = None) -> Result:
-    """The result of a call that runs on a thread of ours; at once where this is one. threads: as in `side_by_side`."""
+    """Runs a call on a thread of ours, or here where this is one, and returns its result. threads: as in
+    `run_together`.
+    """
     if getattr(_here, "ours", False):
         return call()
     return _workers(1, threads or torch.get_num_threads()).submit(call).result()
@@ -62,22 +72,25 @@ def apart(method: Callable[..., Result]) -> Callable[..., Result]:
 
 
 def has_spare_core() -> bool:
-    """Whether another core is likely to be free while a forward runs in this thread."""
+    """Returns True if another core is likely to be free while a forward runs in this thread."""
     return getattr(_here, "spare", False)
 
 
 class Deferred(Generic[Result]):
-    """A value that whoever asks first computes, unless a thread of ours has done so in the meantime. The same value in any case."""
+    """A value computed on first use, or before that by a thread of ours. The same value in any case."""
 
     def __init__(self, call: Callable[[], Result]) -> None:
         self._call, self._future, self._process = call, None, os.getpid()
 
     def begin(self) -> None:
-        """Computes it in the background."""
-        self._future = _background().submit(self._call)
+        """Computes it in the background, once."""
+        if self._future is None:
+            self._future = _background().submit(self._call)
 
     def result(self) -> Result:
-        """The value; computed here where nobody has begun, and in a forked child, where whoever had is missing."""
+        """The value; computed here where nobody has begun, and in a forked child, where whoever had is
+        missing.
+        """
         if self._future is None or self._process != os.getpid() or self._future.cancel():
             return self._call()
         return self._future.result()

@@ -1,19 +1,20 @@
 """Quantisation: which layers of a network go into few bits, how that is done, and how files hold it.
 
-    world = quantize(WorldModel.load("rooms"), "nvfp4")         once, after loading
-    world = WorldModel.load("rooms", precision="nvfp4")         the same, cut from the weights as they are stored
-    sana-wm checkpoint quantize rooms small --precision nvfp4   once and for all: "small" is a world folder
+    world = quantize(WorldModel.load("tiny-rooms"), "nvfp4")      after loading
+    world = WorldModel.load("tiny-rooms", precision="nvfp4")      the same, from the weights as they are
+        stored
+    sana-wm checkpoint quantize tiny-rooms small --precision nvfp4     for good: "small" is a world folder
 
-Weights are packed and activations are rounded to the same format before every product, after training, without
-calibration: what the published code does to SANA-WM, whose choice of layers is the default here. The formats are in
-`kernels/formats.py`, the layer in `kernels/quantized.py`. A quantised world imagines other pictures than the wide
-one; `sana-wm evaluate precision` measures how much. The same batch always gives the same bits. In a batch of
-another size a session differs by about as much as from the wide world: last bits decide between two codes, and
-what was decided otherwise spreads.
+Weights are packed and activations are rounded to the same format before every product, after training,
+without calibration: what the published code does to SANA-WM, whose choice of layers is the default here. The
+formats are in `kernels/formats.py`, the layer in `kernels/quantized.py`. A quantised world imagines other
+pictures than the wide one; `sana-wm evaluate precision` measures how much. The same batch always gives the
+same bits. In a batch of another size a session differs by about as much as from the wide world: last bits
+decide between two codes, and what was decided otherwise spreads.
 """
 
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from .kernels.operations import Packed
 from .kernels.quantized import QuantizedLinear
 from .kernels.tensor_cores import check_card
 from .network.transformer import Transformer
-from .storage.weights import CheckpointError, WeightFiles, compare, fill, is_unused
+from .storage.weights import CheckpointError, WeightFiles, compare_shapes, fill, is_unused
 
 Model = TypeVar("Model")
 METADATA = "precision"  # under which a safetensors file says in what it is stored
@@ -42,7 +43,9 @@ class Layer(NamedTuple):
 
 LAYERS: dict[str, Layer] = {
     "attn.qkv": Layer("self-attention", True, "queries, keys and values of the main branch"),
-    "attn.beta_proj": Layer("self-attention", True, "write strengths; as wide as there are heads, so wide in both presets"),
+    "attn.beta_proj": Layer(
+        "self-attention", True, "write strengths; as wide as there are heads, so wide in both presets"
+    ),
     "attn.gate_proj": Layer("self-attention", True, "decay; likewise"),
     "attn.output_gate": Layer("self-attention", True, "gate on the sum of both branches"),
     "attn.proj": Layer("self-attention", True, "output of both branches"),
@@ -83,7 +86,7 @@ def quantize(
         ValueError: an unknown precision or layer, a network that is quantised already, or a GPU that cannot
             multiply in this precision.
     """
-    transformer: Transformer = getattr(model, "transformer", model)  # type: ignore[assignment]
+    transformer = cast(Transformer, getattr(model, "transformer", model))
     check_precision(precision)
     if unknown := sorted(set(layers) - set(LAYERS)):
         raise ValueError(f"got the layer {unknown[0]!r}; wanted some of {', '.join(LAYERS)}")
@@ -109,19 +112,26 @@ def check_precision(precision: Any) -> None:
 
 
 def find_precision(network: nn.Module) -> Precision | None:
-    """What a network is quantised to, None if it is not."""
-    return next((module.precision for module in network.modules() if isinstance(module, QuantizedLinear)), None)
+    """Returns the precision that a network is quantised to, None for a wide one."""
+    return next(
+        (module.precision for module in network.modules() if isinstance(module, QuantizedLinear)), None
+    )
 
 
-def find_layers(transformer: Transformer, precision: Precision, layers: Collection[str] = PUBLISHED) -> list[str]:
+def find_layers(
+    transformer: Transformer, precision: Precision, layers: Collection[str] = PUBLISHED
+) -> list[str]:
     """Full names, such as "blocks.0.attn.qkv", of the layers of a wide network that a precision can hold."""
-    found = []
+    layer_names = []
     for i, block in enumerate(transformer.blocks):
         for name in LAYERS:
             outputs, inputs = weight_of(block, name).shape
-            if name in layers and outputs % MULTIPLE == inputs % MULTIPLE == inputs % FORMATS[precision].block == 0:
-                found.append(f"blocks.{i}.{name}")
-    return found
+            if (
+                name in layers
+                and outputs % MULTIPLE == inputs % MULTIPLE == inputs % FORMATS[precision].block == 0
+            ):
+                layer_names.append(f"blocks.{i}.{name}")
+    return layer_names
 
 
 def weight_of(network: nn.Module, name: str) -> Tensor:
@@ -133,22 +143,26 @@ def weight_of(network: nn.Module, name: str) -> Tensor:
 
 def _replace(transformer: nn.Module, name: str, precision: Precision, exact: bool = False) -> None:
     owner, _, child = name.rpartition(".")
-    weight, bias = weight_of(transformer, name).detach(), transformer.get_submodule(name).bias
-    setattr(transformer.get_submodule(owner), child, QuantizedLinear(weight, bias, precision, exact))  # type: ignore[arg-type]
+    layer = transformer.get_submodule(name)
+    assert isinstance(layer, Packed)
+    packed = QuantizedLinear(layer.unpacked().detach(), layer.bias, precision, exact)
+    setattr(transformer.get_submodule(owner), child, packed)
 
 
 # ---- files
 
 
 def read_precision(files: WeightFiles) -> Precision | None:
-    """What files are stored in, None for wide ones; CheckpointError that names a precision which is not
-    known here.
+    """Reads the precision that files are stored in, None for wide ones; CheckpointError that names one which
+    is not known here.
     """
-    found = files.metadata().get(METADATA)
-    if found is not None and found not in PRECISIONS:
+    stored = files.metadata().get(METADATA)
+    if stored is not None and stored not in PRECISIONS:
         known = ", ".join(PRECISIONS)
-        raise CheckpointError(f"{files} is stored in the precision {found!r}; known are {known}: a newer version may read it")
-    return found  # type: ignore[return-value]
+        raise CheckpointError(
+            f"{files} is stored in the precision {stored!r}; known are {known}: a newer version may read it"
+        )
+    return stored
 
 
 def match_files(network: Transformer, files: WeightFiles) -> Transformer:
@@ -163,7 +177,11 @@ def match_files(network: Transformer, files: WeightFiles) -> Transformer:
 
 
 def load_weights(
-    network: Transformer, files: WeightFiles, dtype: torch.dtype, device: str | torch.device, precision: Precision | None
+    network: Transformer,
+    files: WeightFiles,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    precision: Precision | None,
 ) -> None:
     """Fill a network without weights, quantised where the files are or where `precision` asks for it: the
     peak is it and one tensor.
@@ -180,11 +198,13 @@ def load_weights(
     if precision is not None:
         check_precision(precision)
     if stored and precision not in (None, stored):
-        raise CheckpointError(f"got precision={precision!r}; {files} is in {stored} already: wanted the files it was made of")
+        raise CheckpointError(
+            f"got precision={precision!r}; {files} is in {stored} already: wanted the files it was made of"
+        )
     if precision := precision or stored:
         check_card(precision, torch.device(device))
     match_files(network, files)
-    if difference := compare({name: shape for name, (shape, _) in files.outline().items()}, network):
+    if difference := compare_shapes({name: shape for name, (shape, _) in files.outline().items()}, network):
         raise CheckpointError(f"{files} does not fit its configuration: {difference}")
     if precision and not stored:
         quantize(network, precision)
@@ -193,16 +213,24 @@ def load_weights(
     tensors = {}
     for name, t in pack_tensors(read, network):
         if name in kept and t.dtype != (wanted := network.get_buffer(name).dtype):
-            raise CheckpointError(f"{files} holds {name} in {t.dtype}; {precision} has it in {wanted}: the file is damaged")
+            raise CheckpointError(
+                f"{files} holds {name} in {t.dtype}; {precision} has it in {wanted}: the file is damaged"
+            )
         tensors[name] = t if name in kept or not t.is_floating_point() else t.to(dtype)
-    wide_first = sorted(tensors, key=lambda name: name in kept)  # buffers that no file has take the dtype of the first
+    wide_first = sorted(
+        tensors, key=lambda name: name in kept
+    )  # buffers that no file has take the dtype of the first
     fill(network, {name: tensors[name] for name in wide_first}, str(files))
 
 
 def packed_names(network: nn.Module) -> frozenset[str]:
     """Names of the tensors that keep their dtype whatever that of the network is."""
-    layers = ((name, module) for name, module in network.named_modules() if isinstance(module, QuantizedLinear))
-    return frozenset(f"{name}.{part}" for name, module in layers for part in module.NAMES if part in module._buffers)
+    layers = (
+        (name, module) for name, module in network.named_modules() if isinstance(module, QuantizedLinear)
+    )
+    return frozenset(
+        f"{name}.{part}" for name, module in layers for part in module.NAMES if part in module._buffers
+    )
 
 
 def pack_tensors(tensors: Iterable[tuple[str, Tensor]], network: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -217,7 +245,9 @@ def pack_tensors(tensors: Iterable[tuple[str, Tensor]], network: nn.Module) -> I
             yield name, t
             continue
         parts = (part for part in pack(t.flatten(1), layer.precision) if part is not None)
-        yield from ((f"{owner}.{part_name}", part) for part_name, part in zip(layer.NAMES, parts, strict=False))
+        yield from (
+            (f"{owner}.{part_name}", part) for part_name, part in zip(layer.NAMES, parts, strict=False)
+        )
 
 
 def count_bytes(network: nn.Module, dtype: torch.dtype) -> int:
@@ -225,4 +255,6 @@ def count_bytes(network: nn.Module, dtype: torch.dtype) -> int:
     stand on the meta device.
     """
     kept = packed_names(network)
-    return sum(t.numel() * (t.dtype if name in kept else dtype).itemsize for name, t in network.state_dict().items())
+    return sum(
+        t.numel() * (t.dtype if name in kept else dtype).itemsize for name, t in network.state_dict().items()
+    )

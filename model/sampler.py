@@ -1,6 +1,8 @@
-"""Noise schedules and deterministic Euler samplers (model/README.md section 9). Pure functions; no random numbers are drawn here.
+"""Noise schedules and deterministic Euler samplers (model/README.md section 9). Pure functions; no random
+numbers are drawn here.
 
-Convention: x_sigma = (1 - sigma) clean + sigma noise, velocity = noise - clean, network timestep = 1000 sigma.
+Convention: x_sigma = (1 - sigma) clean + sigma noise, velocity = noise - clean, network timestep = 1000
+sigma.
 """
 
 import math
@@ -10,13 +12,17 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from .contexts import CameraContext, TextContext
 from .network.execution import Rule
 from .network.execution import chunk_sizes as chunk_sizes
 from .network.execution import chunk_spans as chunk_spans
 from .network.transformer import Transformer
-from .state import CameraContext, TextContext, TransformerState
+from .state import TransformerState
 
-STREAMING_SIGMAS, STREAMING_SHIFT = (1.0, 0.960, 0.889, 0.727, 0.0), 8.0  # the list is the shift of four equal steps, rounded
+STREAMING_SIGMAS, STREAMING_SHIFT = (
+    (1.0, 0.960, 0.889, 0.727, 0.0),
+    8.0,
+)  # the list is the shift of four equal steps, rounded
 CLIP_STEPS, CLIP_SHIFT, CLIP_GUIDANCE = 60, 9.8, 5.0
 
 Velocity = Callable[[Tensor, Tensor], Tensor]  # (x (B, C, T, H, W), timestep (B, T)) -> velocity like x
@@ -36,7 +42,9 @@ def timestep_of(sigma: Tensor) -> Tensor:
 
 
 def shifted_sigmas(steps: int, s: float) -> tuple[float, ...]:
-    """Levels of `steps` equal steps from 1 to 0 under flow shift s. ValueError for fewer than one step or a shift that is not positive."""
+    """Levels of `steps` equal steps from 1 to 0 under flow shift s. ValueError for fewer than one step or a
+    shift that is not positive.
+    """
     if steps < 1:
         raise ValueError(f"got {steps} steps; wanted at least 1")
     if not 0 < s < math.inf:
@@ -45,27 +53,40 @@ def shifted_sigmas(steps: int, s: float) -> tuple[float, ...]:
 
 
 def staggered(sigmas: Sequence[float], sizes: Sequence[int]) -> Tensor:
-    """Levels (K + 1, T) float64 of a clip of n chunks of `sizes` frames, each of which walks down `sigmas` later than the one before.
+    """Levels (K + 1, T) float64 of a clip of n chunks of `sizes` frames, each of which walks down `sigmas`
+    later than the one before.
 
-    The lag is the n-th part of the schedule, in whole steps, one at least: when the first chunk is clean the last one is about to begin.
-    With one chunk all frames share the level. Source: model/README.md section 9, the released chunk-causal sampler.
+    The lag is the n-th part of the schedule, in whole steps, one at least: when the first chunk is clean the
+    last one is about to begin. With one chunk all frames share the level. Source: model/README.md section 9,
+    the released chunk-causal sampler.
     """
     steps = len(sigmas) - 1
     lag = max(1, steps // len(sizes))
-    started = lag * torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))  # (T,)
-    done = torch.arange(steps + lag * (len(sizes) - 1) + 1)[:, None] - started  # (K + 1, T)
-    return torch.tensor(sigmas, dtype=torch.float64)[done.clamp(0, steps)]
+    started = lag * torch.arange(len(sizes), device="cpu").repeat_interleave(
+        torch.tensor(sizes, device="cpu")
+    )  # (T,)
+    done = torch.arange(steps + lag * (len(sizes) - 1) + 1, device="cpu")[:, None] - started  # (K + 1, T)
+    return torch.tensor(sigmas, dtype=torch.float64, device="cpu")[done.clamp(0, steps)]
 
 
 def clip_levels(frames: int, chunk: int, rule: Rule, sigmas: Sequence[float] | None = None) -> Tensor:
-    """Levels (K + 1, T) of a clip of T latent frames, as `sample_clip` walks them: K steps (`sigmas`: by default the published 60)."""
+    """Levels (K + 1, T) of a clip of T latent frames, as `sample_clip` walks them: K steps (`sigmas`: by
+    default the published 60).
+    """
     sigmas = shifted_sigmas(CLIP_STEPS, CLIP_SHIFT) if sigmas is None else sigmas
     return staggered(sigmas, chunk_sizes(frames, chunk) if rule == "chunk_causal" else (frames,))
 
 
 def frame_timesteps(sigma: float | Tensor, x: Tensor, image: Tensor | None) -> Tensor:
-    """(B, T) timesteps of a latent (B, C, T, H, W) at one level or one per frame (T,), with 0 for the frame that holds a given image."""
-    t = timestep_of(torch.as_tensor(sigma, dtype=torch.float64)).to(x.device).expand(x.shape[0], x.shape[2]).clone()
+    """(B, T) timesteps of a latent (B, C, T, H, W) at one level or one per frame (T,), with 0 for the frame
+    that holds a given image.
+    """
+    t = (
+        timestep_of(torch.as_tensor(sigma, dtype=torch.float64, device="cpu"))
+        .to(x.device)
+        .expand(x.shape[0], x.shape[2])
+        .clone()
+    )
     if image is not None:
         t[:, : image.shape[2]] = 0
     return t
@@ -83,13 +104,15 @@ def euler(
     image: Tensor | None = None,
     on_step: Callable[[], object] | None = None,
 ) -> Tensor:
-    """Integrate from noise (B, C, T, H, W) at sigmas[0] to sigmas[-1]; the image frame, if any, is clean throughout.
+    """Integrate from noise (B, C, T, H, W) at sigmas[0] to sigmas[-1]; the image frame, if any, is clean
+    throughout.
 
-    `sigmas` are one level per step, or one per step and frame (K + 1, T). Frames behind the last one that a step moves are not given to
-    `velocity`: where they have levels of their own, nobody sees them yet. `on_step` is called after every step.
+    `sigmas` are one level per step, or one per step and frame (K + 1, T). A step calls `velocity` with the
+    frames up to the last one that it moves; no other frame can see those behind it. `on_step` is called after
+    every step.
     """
     x = with_image(noise, image)
-    levels = torch.as_tensor(sigmas, dtype=torch.float64)
+    levels = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu")
     levels = levels if levels.ndim == 2 else levels[:, None].expand(-1, x.shape[2])
     for now, then in pairwise(levels):
         seen = int((now != then).nonzero().max()) + 1
@@ -111,7 +134,8 @@ def sample_chunk(
     image: Tensor | None = None,
     sigmas: Sequence[float] = STREAMING_SIGMAS,
 ) -> Tensor:
-    """Clean latents of the chunk that follows `state`, (B, C, T, H, W) like `noise`. The first chunk is given the image latent.
+    """Clean latents of the chunk that follows `state`, (B, C, T, H, W) like `noise`. The first chunk is given
+    the image latent.
 
     The next state is `network.commit(latents, text, cameras, state)`.
     """
@@ -132,8 +156,9 @@ def sample_clip(
 ) -> Tensor:
     """A whole clip (B, C, T, H, W) like `noise`, guided away from `null_text` where it is given.
 
-    Under the bidirectional rule all frames become clean together. Under the chunk-causal rule chunks follow one another, see `staggered`:
-    every step runs the network on all chunks that have begun, each at its own level, the finished ones clean; nothing is cached.
+    Under the bidirectional rule all frames become clean together. Under the chunk-causal rule chunks follow
+    one another, see `staggered`: every step runs the network on all chunks that have begun, each at its own
+    level, the finished ones clean; nothing is cached.
     """
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
@@ -144,4 +169,6 @@ def sample_clip(
         free = network(x, t, null_text, begun, rule)
         return free + guidance * (v - free)
 
-    return euler(velocity, noise, clip_levels(noise.shape[2], network.config.chunk, rule, sigmas), image, on_step)
+    return euler(
+        velocity, noise, clip_levels(noise.shape[2], network.config.chunk, rule, sigmas), image, on_step
+    )

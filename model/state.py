@@ -1,135 +1,40 @@
-"""The values that pass between calls. All are immutable, all tensors are batch-first, none lives on a model.
+"""The state that a session carries from chunk to chunk. All values are immutable, all tensors batch-first,
+none lives on a model.
 
-Letters: B batch, T latent frames, S tokens per latent frame, N tokens, L text tokens, h heads, D head size, C width.
+Letters: B batch, S tokens per latent frame, N tokens, h heads, D head size, C width.
 """
 
+import hashlib
 import json
-import math
 import os
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sana_wm_env.files import to_path, write_whole
+
+from .contexts import TextContext
 from .cores import Deferred
+from .state_check import check_state
+from .tree import Mappable, from_outline, map_tensors, tensors_of, to_outline
 
-Value = TypeVar("Value")
-FILE_FORMAT, FILE_VERSION = "sana-wm-state", 1
-
-
-def map_tensors(fn: Callable[..., Tensor], first: Value, *others: Value) -> Value:
-    """`first` with every tensor replaced by fn(tensor, *tensors at the same place in `others`).
-
-    Walks dataclasses, tuples, dicts and None; anything else is kept from `first`. With one value this moves, slices or detaches
-    a state; with several it stacks them.
-    """
-    if isinstance(first, Tensor):
-        return fn(first, *others)
-    if isinstance(first, tuple):
-        row = [map_tensors(fn, *values) for values in zip(first, *others, strict=True)]
-        return type(first)(*row) if hasattr(first, "_fields") else tuple(row)  # type: ignore[return-value]
-    if isinstance(first, dict):
-        return {key: map_tensors(fn, value, *(other[key] for other in others)) for key, value in first.items()}  # type: ignore[return-value]
-    if hasattr(first, "__dataclass_fields__") and not isinstance(first, type):
-        made = object.__new__(type(first))  # half of the time of `replace`, and a fork makes thousands
-        for name in first.__dataclass_fields__:
-            made.__dict__[name] = map_tensors(fn, getattr(first, name), *(getattr(o, name) for o in others))
-        return made
-    return first
-
-
-def tensors_of(value: Any) -> list[Tensor]:
-    """Every tensor inside `value`, in the order of its fields."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, tuple):
-        inside: Any = value
-    elif isinstance(value, dict):
-        inside = value.values()
-    elif hasattr(value, "__dataclass_fields__"):
-        inside = (getattr(value, name) for name in value.__dataclass_fields__)
-    else:
-        return []
-    return [tensor for part in inside for tensor in tensors_of(part)]
-
-
-class Mappable:
-    """Methods that every state value shares."""
-
-    def map(self: Value, fn: Callable[[Tensor], Tensor]) -> Value:
-        """The same value with `fn` applied to each tensor."""
-        return map_tensors(fn, self)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the shapes and dtypes of all tensors inside come to."""
-        return sum(t.numel() * t.element_size() for t in tensors_of(self))
-
-    @property
-    def nbytes_shared(self) -> int:
-        """Those of `nbytes` that take no memory, because the same bytes are counted elsewhere in this value.
-
-        A tensor that occurs twice shares the second time; n rows that are views of one share n - 1 times.
-        """
-        return self.nbytes - sum({_place(t): _bytes_held(t) for t in tensors_of(self)}.values())
-
-
-def _place(t: Tensor) -> tuple[Any, ...]:
-    return t.device, t.data_ptr(), tuple(_extent(t))
-
-
-def _bytes_held(t: Tensor) -> int:
-    return t.element_size() * math.prod(size for size, _ in _extent(t))
-
-
-def _extent(t: Tensor) -> list[tuple[int, int]]:
-    """(size, stride) of the axes along which memory differs."""
-    return [(size, stride) for size, stride in zip(t.shape, t.stride(), strict=True) if stride and size != 1]
-
-
-@dataclass(frozen=True)
-class TextContext(Mappable):
-    """What cross-attention needs of a prompt, once per prompt: per block K and V (B, h, L, D), and mask (B, 1, 1, L) bool."""
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    mask: Tensor
-
-
-@dataclass(frozen=True)
-class CameraContext(Mappable):
-    """What depends on cameras and positions only, once per chunk.
-
-    rays       (B, T, S, 4, 4)    world to ray frame, P
-    rays_mT    (B, T, S, 4, 4)    its transpose
-    rays_inv   (B, T, S, 4, 4)    P^-1
-    rope       (B, T, S, 2, D)    rotary table of a head, see `rope.rope_table`
-    rope_cam   (B, T, S, 2, D/2)  rotary table of a camera head's second half
-    plucker    per block (B, T, S, C)
-    grid       (H, W) of the latent
-    """
-
-    rays: Tensor
-    rays_mT: Tensor
-    rays_inv: Tensor
-    rope: Tensor
-    rope_cam: Tensor
-    plucker: tuple[Tensor, ...]
-    grid: tuple[int, int]
+FILE_FORMAT, FILE_VERSION = "sana-wm-state", "2"
+KNOWN_VERSIONS = ("1", "2")  # version 1 has no checksum
+LONGEST_HEADER = 2**24  # bytes; that of the published network has 200 KiB
 
 
 @dataclass(frozen=True)
 class DeltaState(Mappable):
-    """What a delta-rule block carries; the three matrices are float32 at least, whatever the weights are.
+    """State of a delta-rule block; the three matrices are float32 at least, whatever the weights are.
 
-    matrix (B, h, D, D) and camera_matrix (B, h, D, D) have V channels in rows, K channels in columns; normaliser (B, h, D).
-    conv_tail and camera_conv_tail (B, 3, S, C): last inputs of the key convolutions (the latter None where not carried).
+    matrix (B, h, D, D) and camera_matrix (B, h, D, D) have V channels in rows, K channels in columns;
+    normaliser (B, h, D). conv_tail and camera_conv_tail (B, 3, S, C): last inputs of the key convolutions
+    (the latter None where not carried).
     """
 
     matrix: Tensor
@@ -141,7 +46,9 @@ class DeltaState(Mappable):
 
 @dataclass(frozen=True)
 class WindowEntry(Mappable):
-    """Keys and values (B, h, N, D) that one finished chunk leaves for later chunks, turned and transformed for good."""
+    """Keys and values (B, h, N, D) that one finished chunk leaves for later chunks, turned and transformed
+    for good.
+    """
 
     key: Tensor
     value: Tensor
@@ -151,7 +58,9 @@ class WindowEntry(Mappable):
 
 @dataclass(frozen=True)
 class WindowState(Mappable):
-    """What a softmax block carries: entries of cached chunks in time order. Tensors are shared between states, never written."""
+    """State of a softmax block: entries of cached chunks in time order. Tensors are shared between states,
+    never written.
+    """
 
     entries: tuple[WindowEntry, ...]
 
@@ -161,7 +70,9 @@ AttentionState = DeltaState | WindowState
 
 @dataclass(frozen=True)
 class BlockState(Mappable):
-    """One block's carried state; ffn_tail (B, S, C) is the feed-forward result of the last frame before its temporal taps."""
+    """One block's carried state; ffn_tail (B, S, C) is the feed-forward result of the last frame before its
+    temporal taps.
+    """
 
     attention: AttentionState
     ffn_tail: Tensor
@@ -197,12 +108,44 @@ class TransformerState(Mappable):
 
 
 @dataclass(frozen=True)
+class KeysValues(Mappable):
+    """Keys and values (B, h, N, D) that a pass of the refiner leaves in one block; keys before rotation, so
+    that they can stand anywhere later.
+    """
+
+    key: Tensor
+    value: Tensor
+
+
+@dataclass(frozen=True)
+class RefinerState(Mappable):
+    """What the refiner carries (model/README.md section 10.3).
+
+    window      per block, of the session's first latent frame, the sink, and then of the newest refined ones
+    text        (B, L, C), the prompt as its blocks read it, and mask (B, L) bool
+    frames      (B,) int64, refined since the sink
+    generators  (B, n) uint8, each row the state of a slot's own CPU noise generator
+    weights     fingerprint of the refiner: another cannot go on from here
+    """
+
+    window: tuple[KeysValues, ...]
+    text: Tensor
+    mask: Tensor
+    frames: Tensor
+    generators: Tensor
+    weights: str
+
+
+@dataclass(frozen=True)
 class WorldState(Mappable):
-    """One imagined session, or a batch of them, after a whole number of chunks: all that `WorldModel.step` needs.
+    """One imagined session, or a batch of them, after a whole number of chunks: all that `WorldModel.step`
+    needs.
 
-    `len(state)` is B. `state[2]` and `state[1:3]` are views of rows, `concatenate` joins rows, `expand` branches one.
+    `len(state)` is B. `state[2]` and `state[1:3]` are views of rows, `concatenate` joins rows, `expand`
+    branches one.
 
-    transformer    None before the first chunk. After a step it is deferred: the frames do not depend on it, the next step does
+    transformer    None before the first chunk. After a step it is deferred: the next step depends on it, the
+                   frames do not
     image_latent   (B, C, 1, h, w), the encoded first frame
     decoder        the autoencoder's carried tensors
     text           keys and values of the prompts
@@ -214,6 +157,7 @@ class WorldState(Mappable):
     world          name of the world that imagined it
     weights        its `WorldModel.fingerprint`: another world cannot go on from here
     task           (B, ...) tensors that others keep with a session; the model reads none of them
+    refiner        None where nothing is refined. Deferred like `transformer`
     """
 
     transformer: TransformerState | None
@@ -228,6 +172,7 @@ class WorldState(Mappable):
     world: str
     weights: str
     task: dict[str, Tensor] = field(default_factory=dict)
+    refiner: RefinerState | None = None
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
@@ -240,7 +185,9 @@ class WorldState(Mappable):
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def changed(self, **values: Any) -> "WorldState":
-        """The same state with other values in some fields. Unlike `dataclasses.replace` it waits for nothing that is deferred."""
+        """The same state with other values in some fields. Unlike `dataclasses.replace` it waits for nothing
+        that is deferred.
+        """
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__ | values)
         return other
@@ -255,44 +202,61 @@ class WorldState(Mappable):
         return len(self.c2w)
 
     def __getitem__(self, rows: int | slice | Sequence[int]) -> "WorldState":
-        """The chosen rows as a batch of their own: views of this one for a number or a slice, copies for a list."""
+        """The chosen rows as a batch of their own: views of this one for a number or a slice, copies for a
+        list.
+        """
         if isinstance(rows, int):
             row = range(len(self))[rows]
             return self.map(lambda t: t[row : row + 1])
         return self.map(lambda t: t[rows]) if isinstance(rows, slice) else self.map(lambda t: t[list(rows)])
 
     def expand(self, n: int) -> "WorldState":
-        """Branch one session into n. Nothing is copied: the rows are views of one, and what a branch makes later is its own."""
+        """Branch one session into n. Nothing is copied: the rows are views of one, and later values of a
+        branch are its own.
+        """
         if len(self) != 1 or n < 1:
-            raise ValueError(f"got {len(self)} sessions and n={n}; wanted one session, state[i], and n of at least 1")
+            raise ValueError(
+                f"got {len(self)} sessions and n={n}; wanted one session, state[i], and n of at least 1"
+            )
         return self.map(lambda t: t.expand(n, *t.shape[1:]))
 
     def detached(self) -> "WorldState":
-        """The same value in memory of its own: a row that is kept no longer keeps the batch that it was cut from alive."""
+        """The same value in memory of its own, so that a kept row does not keep its whole batch alive."""
         return self.map(lambda t: t.clone(memory_format=torch.contiguous_format))
 
     @property
     def layout(self) -> tuple[Any, ...]:
-        """Equal for sessions that fit in one batch: shapes and dtypes of a row. It differs while the window fills, then no more."""
-        return self.world, self.weights, *self.task, *((t.shape[1:], t.dtype, t.device) for t in tensors_of(self))
+        """Equal for sessions that fit in one batch: shapes and dtypes of a row. It differs while the window
+        fills, then no more.
+        """
+        return (
+            self.world,
+            self.weights,
+            *self.task,
+            *((t.shape[1:], t.dtype, t.device) for t in tensors_of(self)),
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file whose header tells format version, world, weights and structure. No part of it is code.
+        """Write a safetensors file whose header has format version, world, weights, structure, and the
+        SHA-256 of all of it. No part of it is code.
 
-        The file appears whole or not at all.
+        The file appears whole or not at all; folders are made.
+
+        Raises:
+            OSError: nothing can be written there; names the file.
         """
         tensors: dict[str, Tensor] = {}
-        header = {"format": FILE_FORMAT, "version": str(FILE_VERSION), "world": self.world, "weights": self.weights}
-        header["structure"] = json.dumps(_outline(self, "", tensors))
-        path = Path(path)
-        descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".", suffix=".part")
-        os.close(descriptor)
-        try:
-            save_file({name: t.cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}, part, header)
-            os.replace(part, path)
-        except BaseException:
-            os.unlink(part)
-            raise
+        structure = json.dumps(to_outline(self, "", tensors))
+        whole = {name: t.cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+        header = {
+            "format": FILE_FORMAT,
+            "version": FILE_VERSION,
+            "world": self.world,
+            "weights": self.weights,
+            "structure": structure,
+            "sha256": _digest(structure, whole),
+        }
+        write_whole(path, lambda part: save_file(whole, part, header))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "WorldState":
@@ -300,36 +264,53 @@ class WorldState(Mappable):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is damaged, holds something else, or was written in another version of the format.
+            ValueError: the file is damaged or was changed, holds something else, was written in another
+                version of the format, or holds what no session can be, see `check_state`.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"got {os.fspath(path)!r}, which is no file; wanted one that WorldState.save wrote")
+        name = str(to_path(path))
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"got {name!r}, which is no file; wanted one that WorldState.save wrote")
+        again = "save the state again"
         try:
-            with safe_open(path, "pt") as file:
-                header = file.metadata() or {}
-                _check_header(header, path)
-                # clones, because the file is mapped and may be replaced while the state lives
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
+            tensors, header = _read(path)
+            _check_header(header, path)
+            if header["version"] != "1" and _digest(header["structure"], tensors) != header.get("sha256"):
+                raise ValueError(f"got {name!r}, which was changed after it was saved (its SHA-256); {again}")
+            state = from_outline(json.loads(header["structure"]), "", tensors, _STORED)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"got {os.fspath(path)!r}, which is damaged or no safetensors file ({error}); save the state again") from None
-        try:
-            state = _filled(json.loads(header["structure"]), "", tensors)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"got {os.fspath(path)!r}, whose header and tensors do not fit ({error!r}); save the state again") from None
+            raise ValueError(
+                f"got {name!r}, which is damaged or no safetensors file ({error}); {again}"
+            ) from None
+        except (AttributeError, KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"got {name!r}, whose header and tensors do not fit ({error!r}); {again}"
+            ) from None
         if not isinstance(state, cls):
-            raise ValueError(f"got {os.fspath(path)!r} with a {type(state).__name__}; wanted a {cls.__name__}")
+            raise ValueError(f"got {name!r} with a {type(state).__name__}; wanted a {cls.__name__}")
+        if (state.world, state.weights) != (header.get("world"), header.get("weights")):
+            raise ValueError(
+                f"got {name!r}, whose header names the world {header.get('world')!r} and whose body "
+                f"{state.world!r}; {again}"
+            )
+        try:
+            check_state(state)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
         return state
 
 
 def concatenate(states: Sequence[WorldState]) -> WorldState:
-    """One batch, row after row. Rows that lie side by side in one tensor already, as `state[i]` cuts them, are not copied.
+    """One batch, row after row. Rows that lie side by side in one tensor already, as `state[i]` cuts them,
+    are not copied.
 
     ValueError for sessions of different layouts: a batch has no padding.
     """
     if len({state.layout for state in states}) != 1:
         raise ValueError(
-            f"got {len(states)} sessions after {[state.chunk_index.tolist() for state in states]} chunks; wanted some of one world whose "
-            "windows are equally full: sessions before the first chunk, after it, and later ones are batched apart"
+            f"got {len(states)} sessions after {[state.chunk_index.tolist() for state in states]} chunks; "
+            "wanted some of one world whose "
+            "windows are equally full: sessions before the first chunk, after it, and later "
+            "ones are batched apart"
         )
     return map_tensors(_rejoined, *states)
 
@@ -348,48 +329,51 @@ def _rejoined(*parts: Tensor) -> Tensor:
     return first.as_strided((rows, *first.shape[1:]), first.stride())
 
 
-# ---- files: a value as nested JSON with "tensor" where one is, and the tensors under the path to their place
+_STORED = {
+    kind.__name__: kind
+    for kind in (
+        TextContext,
+        DeltaState,
+        WindowEntry,
+        WindowState,
+        BlockState,
+        TransformerState,
+        KeysValues,
+        RefinerState,
+        WorldState,
+    )
+}
 
 
-def _outline(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """`value` as JSON; its tensors are put into `tensors`."""
-    if isinstance(value, Tensor):
-        tensors[path] = value
-        return "tensor"
-    if isinstance(value, tuple):
-        return [_outline(item, f"{path}.{i}", tensors) for i, item in enumerate(value)]
-    if isinstance(value, dict):
-        return {"dict": {key: _outline(item, f"{path}.{key}", tensors) for key, item in value.items()}}
-    if is_dataclass(value):
-        parts = {f.name: _outline(getattr(value, f.name), f"{path}.{f.name}", tensors) for f in fields(value)}
-        return {type(value).__name__: parts}
-    return {"plain": value}
+def _digest(structure: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over structure, and name, dtype, shape and bytes of every tensor."""
+    digest = hashlib.sha256(structure.encode())
+    for name, t in sorted(tensors.items()):
+        digest.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
+        digest.update(t.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
-def _filled(outline: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """The inverse of `_outline`."""
-    if outline == "tensor":
-        return tensors[path]
-    if isinstance(outline, list):
-        return tuple(_filled(item, f"{path}.{i}", tensors) for i, item in enumerate(outline))
-    ((kind, value),) = outline.items()
-    if kind == "plain":
-        return value
-    parts = {key: _filled(item, f"{path}.{key}", tensors) for key, item in value.items()}
-    return parts if kind == "dict" else _STORED[kind](**parts)
-
-
-_STORED = {kind.__name__: kind for kind in (TextContext, DeltaState, WindowEntry, WindowState, BlockState, TransformerState, WorldState)}
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of a safetensors file; SafetensorError for a damaged one."""
+    with open(path, "rb") as file:
+        if int.from_bytes(file.read(8), "little") > LONGEST_HEADER:
+            raise SafetensorError(f"its header would be longer than {LONGEST_HEADER} bytes")
+    with safe_open(path, "pt") as file:
+        # clones, because the file is mapped and may be replaced while the state lives
+        return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 def _check_header(header: dict[str, str], path: str | os.PathLike[str]) -> None:
     given = header.get("format"), header.get("version")
     if given[0] != FILE_FORMAT:
         raise ValueError(
-            f"got {os.fspath(path)!r}, a safetensors file of format {given[0]!r}; wanted {FILE_FORMAT!r}, from WorldState.save"
+            f"got {os.fspath(path)!r}, a safetensors file of format {given[0]!r}; wanted {FILE_FORMAT!r}, "
+            "from WorldState.save"
         )
-    if given[1] != str(FILE_VERSION):
+    if given[1] not in KNOWN_VERSIONS:
         raise ValueError(
-            f"got {os.fspath(path)!r} in version {given[1]} of the state format; this sana_wm_env reads version {FILE_VERSION}: "
-            "use the release that wrote it, or play the session again from its seed and actions"
+            f"got {os.fspath(path)!r} in version {given[1]} of the state format; this sana_wm_env reads "
+            f"{' and '.join(KNOWN_VERSIONS)}: use the release that wrote it, or play the session again from "
+            "its seed and actions"
         )

@@ -1,4 +1,5 @@
-"""The streaming world model: sessions that go on chunk by chunk, behind two pure functions, `start` and `step`.
+"""The streaming world model: sessions that go on chunk by chunk, behind two pure functions, `start` and
+`step`.
 
 A `WorldModel` owns weights and nothing else. A session is an immutable `WorldState`.
 """
@@ -7,86 +8,30 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
 
 from .base import WorldBase
-from .cameras import camera_inputs
-from .config import Variant, WorldConfig
-from .cores import Deferred, apart, has_spare_core, shares, side_by_side
+from .camera_inputs import camera_inputs
+from .config import Variant
+from .contexts import CameraContext, TextContext
+from .cores import Deferred, apart, has_spare_core, run_together, shares
 from .kernels.formats import Precision
+from .protocol import Chunk as Chunk
+from .protocol import World as World
 from .sampler import sample_chunk
-from .state import CameraContext, TextContext, TransformerState, concatenate
+from .state import TransformerState, concatenate
 from .state import WorldState as WorldState
 
 
-class Chunk(NamedTuple):
-    """What `play` yields.
-
-    Attributes:
-        frames: uint8 (B, F, H, W, 3); F is 0 where nothing was decoded.
-        latents: (B, C, T, h, w); empty of a world that has none.
-        states: the sessions after it, batches of consecutive rows.
-    """
-
-    frames: Tensor
-    latents: Tensor
-    states: Sequence[Any]
-
-
-class World(Protocol):
-    """What an environment, a planner or an evaluation asks of a world. `WorldModel` is one; another may run elsewhere."""
-
-    config: WorldConfig
-
-    @property
-    def frames_per_step(self) -> int:
-        """RGB frames of a chunk."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Where states lie."""
-        ...
-
-    def start(self, images: Tensor, intrinsics_px: Tensor, prompts: list[str], generators: list[torch.Generator]) -> WorldState:
-        """As `WorldModel.start`."""
-        ...
-
-    def step(self, state: WorldState, c2w: Tensor, sigmas: Sequence[float] | None = None) -> tuple[Tensor, WorldState]:
-        """As `WorldModel.step`."""
-        ...
-
-    def step_each(self, states: Sequence[WorldState], c2w: Sequence[Tensor]) -> list[tuple[Tensor, WorldState]]:
-        """As `WorldModel.step_each`."""
-        return [self.step(state, path[None]) for state, path in zip(states, c2w, strict=True)]
-
-    def play(self, state: WorldState, c2w: Tensor, sigmas: Sequence[float] | None = None, decode: bool = True) -> Iterator[Chunk]:
-        """As `WorldModel.play`."""
-        for poses in c2w.split(self.frames_per_step, 1):
-            frames, state = self.step(state, poses, sigmas)
-            yield Chunk(frames, torch.empty(0), (state,))
-
-    def decode(self, latents: Tensor, state: WorldState) -> tuple[Tensor, WorldState]:
-        """As `WorldModel.decode`."""
-        ...
-
-    def encode(self, frames: Tensor) -> Tensor:
-        """As `WorldModel.encode`."""
-        ...
-
-    def accept(self, state: WorldState) -> WorldState:
-        """As `WorldModel.accept`."""
-        ...
-
-
 class WorldModel(WorldBase):
-    """Camera-controlled video world (paper sections 3 and 4), batch-first: every row of a batch is a session of its own.
+    """Camera-controlled video world (paper sections 3 and 4), batch-first: every row of a batch is a session
+    of its own.
 
-    One step imagines one chunk: `latents_per_step` latent frames, `frames_per_step` RGB frames. On a CPU the rows of a batch are shared
-    out among the cores. `clip.ClipModel` imagines whole clips.
+    One step imagines one chunk: `latents_per_step` latent frames, `frames_per_step` RGB frames. On a CPU the
+    rows of a batch are shared out among the cores. `clip.ClipModel` imagines whole clips.
     """
 
     runs = ("streaming",)
@@ -94,27 +39,38 @@ class WorldModel(WorldBase):
     @classmethod
     def load(
         cls,
-        world: str | Path = "rooms",
+        world: str | Path = "tiny-rooms",
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
         offload: Mapping[str, str] | None = None,
         variant: Variant | None = None,
         precision: Precision | None = None,
+        refiner: str | Path | None = None,
     ) -> Self:
-        """As `WorldBase.load`. Of another variant than "streaming" it is a `ClipModel`, which has a `load` of its own."""
+        """As `WorldBase.load`. Of another variant than "streaming" it is a `ClipModel`, which has a `load` of
+        its own.
+        """
         if variant in (None, "streaming"):
-            return super().load(world, device, dtype, offload, precision=precision)
+            return super().load(world, device, dtype, offload, precision=precision, refiner=refiner)
         from .clip import ClipModel
 
-        warnings.warn(f"WorldModel.load(variant={variant!r}) is ClipModel.load from now on", DeprecationWarning, stacklevel=2)
-        return ClipModel.load(world, device, dtype, offload, variant, precision)  # type: ignore[return-value]  # what it was before
+        warnings.warn(
+            f"WorldModel.load(variant={variant!r}) is ClipModel.load from now on",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        model = ClipModel.load(world, device, dtype, offload, variant, precision, refiner)
+        return cast(Any, model)  # what it was before
 
-    def step(self, state: WorldState, c2w: Tensor, sigmas: Sequence[float] | None = None) -> tuple[Tensor, WorldState]:
+    def step(
+        self, state: WorldState, c2w: Tensor, sigmas: Sequence[float] | None = None
+    ) -> tuple[Tensor, WorldState]:
         """Imagine the next chunk along a camera path.
 
         Args:
             state: where the sessions stand; unchanged afterwards.
-            c2w: (B, frames_per_step, 4, 4) camera-to-world poses of the new raw frames, relative to raw frame 0, OpenCV axes, metres.
+            c2w: (B, frames_per_step, 4, 4) camera-to-world poses of the new raw frames, relative to raw frame
+                0, OpenCV axes, metres.
             sigmas: noise levels from 1 to 0; None for those of the configuration.
 
         Returns:
@@ -127,11 +83,14 @@ class WorldModel(WorldBase):
         if len(parts := shares(len(state), self.device)) < 2:
             return self._step(state, c2w, sigmas)
         calls = [partial(self._step, state[rows], c2w[rows], sigmas) for rows in parts]
-        frames, states = zip(*side_by_side(calls, self.threads), strict=True)
+        frames, states = zip(*run_together(calls, self.threads), strict=True)
         return torch.cat(frames), concatenate(states)
 
-    def step_each(self, states: Sequence[WorldState], c2w: Sequence[Tensor]) -> list[tuple[Tensor, WorldState]]:
-        """`step` for sessions of any age: one forward for all whose windows are equally full, of which there are at most three kinds.
+    def step_each(
+        self, states: Sequence[WorldState], c2w: Sequence[Tensor]
+    ) -> list[tuple[Tensor, WorldState]]:
+        """`step` for sessions of any age: one forward for all whose windows are equally full, of which there
+        are at most three kinds.
 
         Args:
             states: one session each.
@@ -145,16 +104,25 @@ class WorldModel(WorldBase):
             groups.setdefault(state.layout, []).append(i)
 
         def advance(members: Sequence[int]) -> dict[int, tuple[Tensor, WorldState]]:
-            frames, after = self.step(concatenate([states[i] for i in members]), torch.stack([c2w[i] for i in members]))
+            frames, after = self.step(
+                concatenate([states[i] for i in members]), torch.stack([c2w[i] for i in members])
+            )
             return {i: (frames[row], after[row]) for row, i in enumerate(members)}
 
         parts = [members[part] for members in groups.values() for part in shares(len(members), self.device)]
         results: dict[int, tuple[Tensor, WorldState]] = {}
-        for some in side_by_side([partial(advance, part) for part in parts], self.threads):
-            results |= some
+        for part_results in run_together([partial(advance, part) for part in parts], self.threads):
+            results |= part_results
         return [results[i] for i in range(len(states))]
 
-    def play(self, state: WorldState, c2w: Tensor, sigmas: Sequence[float] | None = None, decode: bool = True) -> Iterator[Chunk]:
+    def play(
+        self,
+        state: WorldState,
+        c2w: Tensor,
+        sigmas: Sequence[float] | None = None,
+        decode: bool = True,
+        refine: bool = True,
+    ) -> Iterator[Chunk]:
         """Imagine chunk after chunk along a path that is known in advance.
 
         Args:
@@ -162,6 +130,8 @@ class WorldModel(WorldBase):
             c2w: (B, K * frames_per_step, 4, 4) poses of all new frames, as in `step`.
             sigmas: as in `step`.
             decode: whether frames are wanted.
+            refine: whether a refiner, where there is one, has its turn before the decoder. The latents that
+                are yielded are stage 1's in any case.
 
         Yields:
             K chunks.
@@ -172,44 +142,71 @@ class WorldModel(WorldBase):
         states: Sequence[WorldState] = [state[rows] for rows in parts]
         for k, poses in enumerate(chunks):
             begin = decode and k + 1 < len(chunks)  # nobody may ever ask for the state after the last one
-            calls = [partial(self._chunk, of, poses[rows], sigmas, decode, begin) for of, rows in zip(states, parts, strict=True)]
-            latents, frames, states = zip(*side_by_side(calls, self.threads), strict=True)
+            calls = [
+                partial(self._chunk, of, poses[rows], sigmas, decode, begin, refine)
+                for of, rows in zip(states, parts, strict=True)
+            ]
+            latents, frames, states = zip(*run_together(calls, self.threads), strict=True)
             yield Chunk(torch.cat(frames), torch.cat(latents), states)
 
-    def _step(self, state: WorldState, c2w: Tensor, sigmas: Sequence[float] | None) -> tuple[Tensor, WorldState]:
-        _, frames, after = self._chunk(state, c2w, sigmas, decode=True, begin=True)
+    def _step(
+        self, state: WorldState, c2w: Tensor, sigmas: Sequence[float] | None
+    ) -> tuple[Tensor, WorldState]:
+        _, frames, after = self._chunk(state, c2w, sigmas, decode=True, begin=True, refine=True)
         return frames, after
 
     @apart
     @torch.inference_mode()
     def _chunk(
-        self, state: WorldState, c2w: Tensor, sigmas: Sequence[float] | None, decode: bool, begin: bool
+        self,
+        state: WorldState,
+        c2w: Tensor,
+        sigmas: Sequence[float] | None,
+        decode: bool,
+        begin: bool,
+        refine: bool,
     ) -> tuple[Tensor, Tensor, WorldState]:
-        """Latents, frames (none of them unless `decode`) and next state of one batch; `begin` its clean pass in the background."""
+        """Latents, frames (none of them unless `decode`) and next state of one batch; `begin` its clean
+        passes in the background.
+        """
         latents, after = self.generate_latents(state, c2w, sigmas)
         # with a core to spare the clean pass runs beside the decode, else while the caller thinks
-        if begins_early := begin and has_spare_core():
+        if begin and has_spare_core():
             after.begin()
-        frames, after = self.decode(latents, after) if decode else (state.frame[:, None][:, :0], after)
-        if begin and not begins_early:
+        if decode:
+            frames, after = self.decode(latents, after, refine)
+        else:
+            frames, after = state.frame[:, None][:, :0], self.skip(latents, after)
+        if begin:
             after.begin()
         return latents, frames, after
 
     @apart
     @torch.inference_mode()
-    def generate_latents(self, state: WorldState, c2w: Tensor, sigmas: Sequence[float] | None = None) -> tuple[Tensor, WorldState]:
-        """`step` without the decode: new latents (B, C, latents_per_step, h, w); the next state but for decoder and frame."""
+    def generate_latents(
+        self, state: WorldState, c2w: Tensor, sigmas: Sequence[float] | None = None
+    ) -> tuple[Tensor, WorldState]:
+        """`step` without the decode: new latents (B, C, latents_per_step, h, w); the next state but for
+        decoder and frame.
+        """
         c2w = self.check_poses(state, c2w, self.frames_per_step)
-        opens, image = state.transformer is None, state.image_latent
-        path = torch.cat([state.c2w[:, None], c2w], 1) if opens else c2w  # before the first chunk the newest pose is raw frame 0
-        camera, plucker = camera_inputs(path, state.intrinsics_px, self.config.image_size, self.config.grid, opens)
-        cameras = self.transformer.camera_context(camera, plucker, 0 if opens else state.transformer.next_frame)
+        before, image = state.transformer, state.image_latent
+        opens = before is None
+        path = (
+            torch.cat([state.c2w[:, None], c2w], 1) if opens else c2w
+        )  # before the first chunk the newest pose is raw frame 0
+        camera, plucker = camera_inputs(
+            path, state.intrinsics_px, self.config.image_size, self.config.grid, opens
+        )
+        cameras = self.transformer.camera_context(camera, plucker, 0 if opens else before.next_frame)
         noise, generators = self.draw_noise(state, self.latents_per_step)
         if opens:
             noise = torch.cat([image, noise], 2)
         levels = self.config.sigmas if sigmas is None else sigmas
-        x = sample_chunk(self.transformer, noise, state.text, cameras, state.transformer, image if opens else None, levels)
-        commit = partial(self._commit, x, state.text, cameras, state.transformer)
+        x = sample_chunk(
+            self.transformer, noise, state.text, cameras, before, image if opens else None, levels
+        )
+        commit = partial(self._commit, x, state.text, cameras, before)
         after = state.changed(
             transformer=Deferred(commit) if self.device.type == "cpu" else commit(),
             c2w=c2w[:, -1].clone(),
@@ -220,6 +217,8 @@ class WorldModel(WorldBase):
 
     @apart
     @torch.inference_mode()
-    def _commit(self, latents: Tensor, text: TextContext, cameras: CameraContext, before: TransformerState | None) -> TransformerState:
+    def _commit(
+        self, latents: Tensor, text: TextContext, cameras: CameraContext, before: TransformerState | None
+    ) -> TransformerState:
         """The clean pass."""
         return self.transformer.commit(latents, text, cameras, before)

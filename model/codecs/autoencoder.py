@@ -1,8 +1,9 @@
 """The bundled causal video autoencoder: 8 frames and 8x8 pixels become one latent cell.
 
-Time is folded, not convolved: a group of 8 frames enters as 24 channels of one image, so encoding is a plain 2-D network per group. The
-first frame of a clip is a group of its own (repeated 8 times), as in every causal video autoencoder with frame counts 8k + 1. The decoder
-reads the previous latent frame beside the current one; that single latent is all the state a streaming decode carries.
+Time is folded, not convolved: a group of 8 frames enters as 24 channels of one image, so encoding is a plain
+2-D network per group. The first frame of a clip is a group of its own (repeated 8 times), as in every causal
+video autoencoder with frame counts 8k + 1. The decoder reads the previous latent frame beside the current
+one; that single latent is all the state a streaming decode carries.
 """
 
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ PATCH = 4
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """latent_channels: channels of a latent cell; fine, coarse: widths at a quarter and an eighth of the pixel resolution; *_blocks:
-    residual blocks per resolution on either side.
+    """latent_channels: channels of a latent cell; fine, coarse: widths at a quarter and an eighth of the
+    pixel resolution; *_blocks: residual blocks per resolution on either side.
     """
 
     latent_channels: int = 48
@@ -31,7 +32,7 @@ class AutoencoderConfig:
 
 
 class DecoderState(NamedTuple):
-    """What decoding carries from chunk to chunk. previous: (B, C, h, w) the last latent frame, normalised."""
+    """State of decoding between chunks. previous: (B, C, h, w) the last latent frame, normalised."""
 
     previous: Tensor
 
@@ -84,10 +85,13 @@ class Decoder(nn.Module):
 class Autoencoder(nn.Module):
     """Video in [-1, 1] <-> latents of about zero mean and unit variance per channel.
 
-    The normalisation (`latents_mean`, `latents_std`, as in the LTX-2 autoencoder) is measured after training, see `fit_normalisation`.
+    The normalisation (`latents_mean`, `latents_std`, as in the LTX-2 autoencoder) is measured after training,
+    see `fit_normalisation`.
     """
 
     spatial_stride = SPATIAL_STRIDE
+    latents_mean: Tensor
+    latents_std: Tensor
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -97,12 +101,15 @@ class Autoencoder(nn.Module):
         self.register_buffer("latents_std", torch.ones(config.latent_channels))
 
     def encode(self, video: Tensor) -> Tensor:
-        """Video (B, 3, 1 + 8k, H, W) in [-1, 1] -> latents (B, C, 1 + k, H/8, W/8). Raises ValueError on other frame counts or sizes."""
+        """Video (B, 3, 1 + 8k, H, W) in [-1, 1] -> latents (B, C, 1 + k, H/8, W/8). Raises ValueError on
+        other frame counts or sizes.
+        """
         _, _, frames, height, width = video.shape
         if frames % TEMPORAL_STRIDE != 1 or height % SPATIAL_STRIDE or width % SPATIAL_STRIDE:
             legal = 1 + (max(frames, 1) - 1) // TEMPORAL_STRIDE * TEMPORAL_STRIDE
             raise ValueError(
-                f"a video of {frames} frames of {height}x{width} cannot be encoded: frames must be 8k + 1 (the nearest are {legal} and "
+                f"a video of {frames} frames of {height}x{width} cannot be encoded: frames must be 8k + 1 "
+                f"(the nearest are {legal} and "
                 f"{legal + TEMPORAL_STRIDE}) and both sides multiples of {SPATIAL_STRIDE}"
             )
         first = video[:, :, :1].expand(-1, -1, TEMPORAL_STRIDE, -1, -1)
@@ -112,8 +119,8 @@ class Autoencoder(nn.Module):
     def decode(self, latents: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, DecoderState]:
         """Latents (B, C, T, h, w) -> video (B, 3, F, H, W) and the state for the next call.
 
-        Without a state the first latent opens a clip and gives 1 frame; every other latent gives 8. Decoding in pieces equals decoding
-        whole.
+        Without a state the first latent opens a clip and gives 1 frame; every other latent gives 8. Decoding
+        in pieces equals decoding whole.
         """
         raw = self.denormalise(latents.transpose(1, 2))  # (B, T, C, h, w)
         before = raw[:, 0] if state is None else self.denormalise(state[0][:, None])[:, 0]

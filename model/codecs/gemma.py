@@ -1,7 +1,8 @@
 """Gemma-2 as the text encoder of the published worlds (model/README.md section 10.2).
 
-The decoder stack of Gemma-2-2b-it reads an instruction and the prompt; the transformer sees the last hidden states of the prompt alone.
-It is needed at a reset only and is twice the size of everything else there, so features are kept on disk and the model can be released.
+The decoder stack of Gemma-2-2b-it reads an instruction and the prompt; the transformer sees the last hidden
+states of the prompt alone. It is needed at a reset only and is twice the size of everything else there, so
+features are kept on disk and the model can be released.
 """
 
 import hashlib
@@ -17,15 +18,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..storage.weights import CheckpointError, write_whole
+from sana_wm_env.files import write_whole
+
+from ..storage.weights import CheckpointError
 
 SAMPLES, SAMPLE_BYTES = 64, 4096  # of a weight file, for the fingerprint
 
 
 @dataclass(frozen=True)
 class GemmaConfig:
-    """width: numbers per token, the hidden size of the model; tokens: places per prompt; instruction: what stands before every prompt,
-    None for the official text.
+    """width: features per token, the hidden size of the model; tokens: places per prompt; instruction: what
+    stands before every prompt, None for the official text.
     """
 
     width: int = 2304
@@ -34,7 +37,8 @@ class GemmaConfig:
 
 
 class GemmaTextEncoder:
-    """Prompts to token features, with the interface of `model.text.TextEncoder`. No weight is read before a prompt needs it.
+    """Prompts to token features, with the interface of `codecs.text.TextEncoder`. No weight is read before a
+    prompt needs it.
 
     Args:
         config: sizes and instruction.
@@ -45,6 +49,8 @@ class GemmaTextEncoder:
         cache: folder for features, one file per prompt; None for SANA_WM_CACHE, or ~/.cache/sana-wm.
         keep: whether the model stays in memory after a call, see `release`.
     """
+
+    called = "Gemma-2"
 
     def __init__(
         self,
@@ -62,10 +68,11 @@ class GemmaTextEncoder:
         self._loaded: tuple[Any, Any] | None = None
 
     def encode(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """Prompts -> features (B, L, W) of the encoder's dtype and mask (B, L) bool, True where there is a token; both on the CPU.
+        """Prompts -> features (B, L, W) of the encoder's dtype and mask (B, L) bool, True where there is a
+        token; both on the CPU.
 
-        An empty prompt is the null prompt of guidance: the opening token alone, without the instruction. Prompts are encoded one by one,
-        so that a prompt's features depend on no other.
+        An empty prompt is the null prompt of guidance: the opening token alone, without the instruction.
+        Prompts are encoded one by one, so that a prompt's features depend on no other.
 
         Raises:
             ImportError: transformers is not installed, and a prompt is new.
@@ -84,20 +91,29 @@ class GemmaTextEncoder:
 
     @cached_property
     def instruction(self) -> str:
-        """What stands before every prompt but the null one."""
+        """The text before every prompt but the null one."""
         if self.config.instruction is not None:
             return self.config.instruction
         try:
             from diffusers.pipelines.sana_wm.pipeline_sana_wm import DEFAULT_CHI_PROMPT
         except ImportError:
-            raise ImportError("the official instruction comes with diffusers: pip install 'sana-wm-env[hub]'") from None
+            raise ImportError(
+                "the official instruction comes with diffusers: pip install 'sana-wm-env[hub]'"
+            ) from None
         return "\n".join(DEFAULT_CHI_PROMPT)
 
     @cached_property
     def fingerprint(self) -> str:
-        """What tells encoders apart, whatever revision or folder they come from: SHA-256 over their files, of large ones an even sample."""
+        """Identity of an encoder, whatever revision or folder it comes from: SHA-256 over its files, of large
+        ones an even sample.
+        """
         digest = hashlib.sha256()
-        files = {*self.model.glob("*.safetensors"), *self.model.glob("config.json"), *self.tokenizer.glob("tokenizer*")}
+        files = {
+            *self.model.glob("*.safetensors"),
+            *self.model.glob("config.json"),
+            *self.tokenizer.glob("tokenizer*"),
+            *self.others(),
+        }
         for file in sorted(files, key=lambda file: file.name):
             size = file.stat().st_size
             digest.update(f"{file.name} {size}".encode())
@@ -107,14 +123,22 @@ class GemmaTextEncoder:
                     digest.update(read.read(SAMPLE_BYTES))
         return digest.hexdigest()
 
+    def others(self) -> list[Path]:
+        """Files beside model and tokenizer that features depend on."""
+        return []
+
+    def names(self, prompt: str) -> list[Any]:
+        """What features on disk depend on, beside encoder and dtype."""
+        return [self.instruction if prompt else "", prompt, self.config.tokens]
+
     def _encode_one(self, prompt: str) -> tuple[Tensor, Tensor]:
         """Features (L, W) and mask (L,), from disk where they are."""
-        what = [self.instruction if prompt else "", prompt, self.config.tokens, str(self.dtype), self.fingerprint]
+        what = [*self.names(prompt), str(self.dtype), self.fingerprint]
         file = self.cache / "text" / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()}.safetensors"
         if file.is_file():
             try:
-                held = load_file(file)
-                return held["features"], held["mask"]
+                cached = load_file(file)
+                return cached["features"], cached["mask"]
             except (OSError, SafetensorError, KeyError):
                 pass  # damaged: made again
         features, mask = self._run(prompt)
@@ -125,12 +149,20 @@ class GemmaTextEncoder:
     def _run(self, prompt: str) -> tuple[Tensor, Tensor]:
         tokenizer, model = self._load()
         tokens, instruction = self.config.tokens, self.instruction if prompt else ""
-        # the instruction without its last token, then as many as remain: the null prompt, which has none, fills the places itself
+        # the instruction without its last token, then as many as remain: the null prompt, which has none,
+        # fills the places itself
         length = len(tokenizer(instruction).input_ids) + tokens - 2 if instruction else tokens
         words = tokenizer(
-            instruction + prompt, max_length=length, padding="max_length", padding_side="right", truncation=True, return_tensors="pt"
+            instruction + prompt,
+            max_length=length,
+            padding="max_length",
+            padding_side="right",
+            truncation=True,
+            return_tensors="pt",
         ).to(self.device)
-        hidden = model(input_ids=words.input_ids, attention_mask=words.attention_mask, use_cache=False).last_hidden_state
+        hidden = model(
+            input_ids=words.input_ids, attention_mask=words.attention_mask, use_cache=False
+        ).last_hidden_state
         chosen = [0, *range(length - tokens + 1, length)]  # the opening token, and the last ones
         return hidden[0, chosen].cpu().contiguous(), words.attention_mask[0, chosen].bool().cpu()
 
@@ -140,19 +172,30 @@ class GemmaTextEncoder:
             try:
                 from transformers import AutoModel, AutoTokenizer
             except ImportError:
-                raise ImportError("the Gemma-2 text encoder needs transformers: pip install 'sana-wm-env[hub]'") from None
+                raise ImportError(
+                    f"the {self.called} text encoder needs transformers: pip install 'sana-wm-env[hub]'"
+                ) from None
             try:
                 tokenizer = AutoTokenizer.from_pretrained(self.tokenizer, local_files_only=True)
                 model, report = AutoModel.from_pretrained(
-                    self.model, dtype=self.dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+                    self.model,
+                    dtype=self.dtype,
+                    local_files_only=True,
+                    use_safetensors=True,
+                    output_loading_info=True,
                 )
             except (OSError, ValueError, SafetensorError) as error:
-                raise CheckpointError(f"{self.model} cannot be read as a Gemma-2 text encoder: {error}") from None
-            if report["missing_keys"]:  # transformers would draw them at random
-                raise CheckpointError(f"{self.model} is not complete: missing {', '.join(sorted(report['missing_keys'])[:8])}")
-            if (width := model.config.hidden_size) != self.config.width:
                 raise CheckpointError(
-                    f"{self.model} has hidden states of {width} numbers; wanted {self.config.width}, the world's text width"
+                    f"{self.model} cannot be read as a {self.called} text encoder: {error}"
+                ) from None
+            if report["missing_keys"]:  # transformers would draw them at random
+                raise CheckpointError(
+                    f"{self.model} is not complete: missing {', '.join(sorted(report['missing_keys'])[:8])}"
+                )
+            if (width := model.config.get_text_config().hidden_size) != self.config.width:
+                raise CheckpointError(
+                    f"{self.model} has hidden states of {width} numbers; wanted {self.config.width}, the "
+                    "world's text width"
                 )
             self._loaded = tokenizer, model.eval().requires_grad_(False).to(self.device)
         return self._loaded

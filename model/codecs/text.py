@@ -1,7 +1,8 @@
 """The bundled text encoder: frozen, tiny, and open to every word.
 
-A word's vector is drawn from a generator seeded with the word's hash, so there is no vocabulary and no weight file; a sinusoid marks the
-place in the sentence, which is what tells "a red box, a blue pillar" from its reverse. The transformer's own projection learns the rest.
+A word's vector is drawn from a generator seeded with the word's hash, so there is no vocabulary and no weight
+file; a sinusoid marks the place in the sentence, which is what tells "a red box, a blue pillar" from its
+reverse. The transformer's own projection learns the rest.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TextEncoderConfig:
-    """width: numbers per token; tokens: places per prompt, the first of which opens every prompt."""
+    """width: features per token; tokens: places per prompt, the first of which opens every prompt."""
 
     width: int = 64
     tokens: int = 32
@@ -32,12 +33,16 @@ class TextEncoder:
         self._places = torch.from_numpy(np.concatenate([np.sin(angle), np.cos(angle)], 1).astype(np.float32))
 
     def encode(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """Prompts -> features (B, L, W) float32 and mask (B, L) bool, True where there is a token. Words beyond the L - 1st are dropped.
+        """Prompts -> features (B, L, W) float32 and mask (B, L) bool, True where there is a token. Words
+        beyond the L - 1st are dropped.
 
-        An empty prompt is the opening token alone; training drops prompts to it, so it stands for "no caption".
+        An empty prompt is the opening token alone; training drops prompts to it, so it stands for "no
+        caption".
         """
-        features = torch.zeros(len(prompts), self.config.tokens, self.config.width)
-        mask = torch.zeros(len(prompts), self.config.tokens, dtype=torch.bool)
+        features = torch.zeros(
+            len(prompts), self.config.tokens, self.config.width, dtype=torch.float32, device="cpu"
+        )
+        mask = torch.zeros(len(prompts), self.config.tokens, dtype=torch.bool, device="cpu")
         for row, prompt in enumerate(prompts):
             words = ["<prompt>", *re.findall(r"\w+", prompt.lower())][: self.config.tokens]
             vectors = torch.from_numpy(np.stack([_vector(word, self.config.width) for word in words]))

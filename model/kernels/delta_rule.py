@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..network import gated_delta
-from ..network.camera_branch import mean_growth as plain_growth
 from ..network.execution import Execution, Spans
+from ..network.rays import mean_growth as plain_growth
 from .library import function, span_ends
 from .norms import rows_of
 
@@ -19,20 +19,20 @@ def delta_rule(
     beta: Tensor,
     decay: Tensor,
     table: Tensor | None,
-    run: Execution,
+    execution: Execution,
     matrix: Tensor | None,
     normaliser: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Equals `gated_delta.delta_rule`. A clip that is divided among ranks takes the plain way."""
-    if run.stretch is not None:
-        return gated_delta.delta_rule(q, k, v, beta, decay, table, run, matrix, normaliser)
-    gates = (g.float().contiguous() for g in (beta, decay))
-    states = (None if s is None else s.float().contiguous() for s in (matrix, normaliser))
+    if execution.segment is not None:
+        return gated_delta.delta_rule(q, k, v, beta, decay, table, execution, matrix, normaliser)
+    beta, decay = (g.float().contiguous() for g in (beta, decay))
+    matrix, normaliser = (None if s is None else s.float().contiguous() for s in (matrix, normaliser))
     turning = None if table is None else table.float().contiguous()
     if torch.is_grad_enabled():
-        out, after, row = _DeltaRule.apply(q, k, v, *gates, turning, *states, run.spans)
+        out, after, row = _DeltaRule.apply(q, k, v, beta, decay, turning, matrix, normaliser, execution.spans)
         return out, after, None if table is None else row
-    return _delta_rule(q, k, v, *gates, turning, *states, run.spans)
+    return _delta_rule(q, k, v, beta, decay, turning, matrix, normaliser, execution.spans)
 
 
 def _delta_rule(
@@ -49,8 +49,8 @@ def _delta_rule(
     batch, _, _, heads, size = q.shape
     q, k = q.contiguous(), k.contiguous()
     v, stride = rows_of(v.flatten(-2))
-    out, after = torch.empty_like(q), torch.empty(batch, heads, size, size, dtype=torch.float32)
-    row = None if table is None else torch.empty(batch, heads, size, dtype=torch.float32)
+    out, after = torch.empty_like(q), torch.empty(batch, heads, size, size, dtype=torch.float32, device="cpu")
+    row = None if table is None else torch.empty(batch, heads, size, dtype=torch.float32, device="cpu")
     inputs = q, k, v, stride, beta, decay, table, matrix, normaliser, span_ends(spans)
     function("delta", q.dtype, size)(*inputs, out, after, row, *q.shape)
     return out, after, row
@@ -62,10 +62,10 @@ class _DeltaRule(torch.autograd.Function):
         *tensors, ctx.spans = inputs
         ctx.save_for_backward(*tensors)
         out, after, row = _delta_rule(*inputs)
-        return out, after, torch.empty(0, dtype=torch.float32) if row is None else row
+        return out, after, torch.empty(0, dtype=torch.float32, device="cpu") if row is None else row
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, of_after: Tensor, of_row: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, of_after: Tensor, of_row: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, beta, decay, table, matrix, normaliser = ctx.saved_tensors
         q, k, v = (x.contiguous() for x in (q, k, v))
         of_heads = [torch.empty_like(x) for x in (q, k, v)]
@@ -73,15 +73,19 @@ class _DeltaRule(torch.autograd.Function):
         of_states = [None if x is None else torch.empty_like(x) for x in (matrix, normaliser)]
         given = grad.contiguous(), of_after.contiguous(), None if table is None else of_row.contiguous()
         inputs = q, k, v, beta, decay, table, matrix, normaliser, span_ends(ctx.spans)
-        function("delta_backward", q.dtype, q.shape[-1])(*given, *inputs, *of_heads, *of_gates, *of_states, *q.shape)
+        function("delta_backward", q.dtype, q.shape[-1])(
+            *given, *inputs, *of_heads, *of_gates, *of_states, *q.shape
+        )
         return *of_heads, *of_gates, None, *of_states, None
 
 
 def mean_growth(before: Tensor, after: Tensor) -> Tensor:
-    """Equals `camera_branch.mean_growth`."""
+    """Equals `rays.mean_growth`."""
     if torch.is_grad_enabled():
         return plain_growth(before, after)
     batch, frames, tokens, heads, size = before.shape
-    out = torch.empty(batch, frames, heads, dtype=torch.float32)
-    function("mean_growth", before.dtype, size)(before.contiguous(), after.contiguous(), out, batch * frames, tokens, heads, size)
+    out = torch.empty(batch, frames, heads, dtype=torch.float32, device="cpu")
+    function("mean_growth", before.dtype, size)(
+        before.contiguous(), after.contiguous(), out, batch * frames, tokens, heads, size
+    )
     return out[:, :, None]

@@ -65,9 +65,13 @@ def pack(weight: Tensor, precision: Precision) -> Parts:
     """A weight (N, K) as bytes: codes (N, K), or (N, K/2) of two each; block scales (N, K/b); scale (N, 1),
     or () of NVFP4.
     """
-    codes, block_scales, scale = (None if part is None else part[0] for part in encode(weight[None], precision))
+    codes, block_scales, scale = (
+        None if part is None else part[0] for part in encode(weight[None], precision)
+    )
     assert codes is not None
-    return Parts(codes, block_scales, scale.reshape(()) if scale is not None and block_scales is not None else scale)
+    return Parts(
+        codes, block_scales, scale.reshape(()) if scale is not None and block_scales is not None else scale
+    )
 
 
 def encode(x: Tensor, precision: Precision) -> Parts:
@@ -117,7 +121,7 @@ def decode_e2m1(codes: Tensor) -> Tensor:
 @cache
 def _e2m1_pairs(device: torch.device) -> Tensor:
     """(256, 2): both values of a byte."""
-    values = torch.tensor([*E2M1, *(-v for v in E2M1)], device=device)
+    values = torch.tensor([*E2M1, *(-v for v in E2M1)], dtype=torch.float32, device=device)
     byte = torch.arange(256, device=device)
     return torch.stack([values[byte & 15], values[byte >> 4]], -1)
 
@@ -136,9 +140,13 @@ def _cut_mxfp8(x: Tensor) -> Parts:
     blocks = _finite(x).unflatten(-1, (-1, 32))
     size = blocks.abs().amax(-1)
     mantissa, power = torch.frexp(size / E4M3_MAX)  # the least power of two that makes the largest fit
-    power = (power - (mantissa <= 0.5).int()).masked_fill(size == 0, SMALLEST_POWER).clamp(SMALLEST_POWER, LARGEST_POWER)
+    power = (
+        (power - (mantissa <= 0.5).int())
+        .masked_fill(size == 0, SMALLEST_POWER)
+        .clamp(SMALLEST_POWER, LARGEST_POWER)
+    )
     numbers = _round_e4m3(blocks / torch.ldexp(torch.ones_like(size), power)[..., None])
-    return Parts(numbers.flatten(-2), _as_e8m0((power - SMALLEST_POWER).to(torch.uint8)), None)
+    return Parts(numbers.flatten(-2), _as_e8m0((power - SMALLEST_POWER).to(torch.uint8)), None)  # pyright: ignore[reportArgumentType]  # `disable` loses the type
 
 
 @torch.compiler.disable  # a dtype that the compiler does not know

@@ -1,4 +1,6 @@
-"""The two gates of a block: of the attention's output, and of the feed-forward with its depthwise convolution."""
+"""The two gates of a block: of the attention's output, and of the feed-forward with its depthwise
+convolution.
+"""
 
 from typing import Any
 
@@ -26,7 +28,9 @@ def gated_mix(x: Tensor, grid: tuple[int, int], weight: Tensor, bias: Tensor) ->
 def _gated_sum(gate: Tensor, a: Tensor, b: Tensor) -> Tensor:
     gate, stride = rows_of(gate)
     out = torch.empty_like(a)
-    function("gated_sum", gate.dtype, a.shape[-1])(gate, stride, a, b, out, a.numel() // a.shape[-1], a.shape[-1])
+    function("gated_sum", gate.dtype, a.shape[-1])(
+        gate, stride, a, b, out, a.numel() // a.shape[-1], a.shape[-1]
+    )
     return out
 
 
@@ -38,17 +42,23 @@ class _GatedSum(torch.autograd.Function):
         return _gated_sum(gate, a, b)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         gate, a, b = ctx.saved_tensors
         of_gate, of_sum = torch.empty_like(gate), torch.empty_like(gate)
-        function("gated_sum_backward", gate.dtype, gate.shape[-1])(grad.contiguous(), gate, a, b, of_gate, of_sum, gate.numel())
+        function("gated_sum_backward", gate.dtype, gate.shape[-1])(
+            grad.contiguous(), gate, a, b, of_gate, of_sum, gate.numel()
+        )
         return of_gate, of_sum, of_sum
 
 
-def _gated_mix(x: Tensor, grid: tuple[int, int], weight: Tensor, bias: Tensor, mixed: Tensor | None) -> Tensor:
+def _gated_mix(
+    x: Tensor, grid: tuple[int, int], weight: Tensor, bias: Tensor, mixed: Tensor | None
+) -> Tensor:
     channels = x.shape[-1]
-    out = torch.empty(*x.shape[:-1], channels // 2, dtype=x.dtype)
-    function("gated_mix", x.dtype, channels // 2)(x, weight, bias, mixed, out, x.shape[0] * x.shape[1], *grid, channels)
+    out = torch.empty(*x.shape[:-1], channels // 2, dtype=x.dtype, device="cpu")
+    function("gated_mix", x.dtype, channels // 2)(
+        x, weight, bias, mixed, out, x.shape[0] * x.shape[1], *grid, channels
+    )
     return out
 
 
@@ -62,10 +72,11 @@ class _GatedMix(torch.autograd.Function):
         return _gated_mix(x, grid, weight.float(), bias.float(), mixed)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, mixed, weight = ctx.saved_tensors
         of_mixed, of_x = torch.empty_like(x), torch.empty_like(x)
-        of_weight, of_bias = torch.zeros(weight.shape, dtype=torch.float32), torch.zeros(x.shape[-1], dtype=torch.float32)
+        of_weight = torch.zeros(weight.shape, dtype=torch.float32, device="cpu")
+        of_bias = torch.zeros(x.shape[-1], dtype=torch.float32, device="cpu")
         sizes = x.shape[0] * x.shape[1], *ctx.grid, x.shape[-1]
         call = function("gated_mix_backward", x.dtype, x.shape[-1] // 2)
         call(grad.contiguous(), x, mixed, weight.float(), of_mixed, of_x, of_weight, of_bias, *sizes)

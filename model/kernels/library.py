@@ -38,7 +38,9 @@ NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 @cache
 def lanes(size: int) -> int:
-    """Numbers in a vector of the compiled operations for tensors whose last axis is `size`; 0 where there are none for it."""
+    """Numbers in a vector of the compiled operations for tensors whose last axis is `size`; 0 where there are
+    none for it.
+    """
     library = load_library(SOURCE)
     widest = library.lanes() if library else 0
     return next((n for n in (16, 8, 4) if n <= widest and size % n == 0), 0)
@@ -51,6 +53,7 @@ def function(name: str, dtype: torch.dtype, size: int) -> Callable[..., None]:
     Tensors are passed as they lie: the caller sees to strides and sizes.
     """
     widest, wanted = load_library(SOURCE), lanes(size)
+    assert widest is not None  # who calls this has asked `lanes`
     library = widest if wanted == widest.lanes() else load_library(SOURCE, f"LANES={wanted}")
     compiled = getattr(library, f"{name}_{NAMES[dtype]}")
     kinds = {"l": ctypes.c_long, "i": ctypes.c_int, "f": ctypes.c_float}
@@ -59,7 +62,12 @@ def function(name: str, dtype: torch.dtype, size: int) -> Callable[..., None]:
     dtypes = [{"x": dtype, "w": torch.float32}.get(kind) for kind in SIGNATURES[name]]
 
     def call(*arguments: Any) -> None:
-        compiled(*[_address(a, wanted) if isinstance(a, Tensor) else a for a, wanted in zip(arguments, dtypes, strict=True)])
+        compiled(
+            *[
+                _address(a, wanted) if isinstance(a, Tensor) else a
+                for a, wanted in zip(arguments, dtypes, strict=True)
+            ]
+        )
 
     return call
 

@@ -1,4 +1,6 @@
-"""Linear layers by oneDNN instead of the BLAS that torch takes for float32, which leaves half of some processors' vectors unused."""
+"""Linear layers by oneDNN instead of the BLAS that torch takes for float32, which leaves half of some
+processors' vectors unused.
+"""
 
 from typing import Any
 
@@ -15,12 +17,16 @@ def has_onednn() -> bool:
 
 
 def pack(weight: Tensor) -> Tensor:
-    """Equals `operations.pack`: the blocks that oneDNN reads, for about as many rows as a chunk of the bundled world has."""
+    """Equals `operations.pack`: the blocks that oneDNN reads, for about as many rows as a chunk of the
+    bundled world has.
+    """
     return torch.ops.mkldnn._reorder_linear_weight.default(weight.contiguous(), ROWS)
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
-    """X (..., inputs) by weight (outputs, inputs), in any strides. No gradient. activation: "none" or "swish"."""
+    """X (..., inputs) by weight (outputs, inputs), in any strides. No gradient. activation: "none" or
+    "swish".
+    """
     return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, activation, [], "")
 
 
@@ -58,7 +64,7 @@ class _Linear(torch.autograd.Function):
         return multiply(x, narrow, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         rows, inputs = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
         grad_x = multiply(grad, weight.t()) if ctx.needs_input_grad[0] else None

@@ -1,24 +1,29 @@
-"""The operations that a network is made of, as a table: modules call them through it and never ask which implementation they got.
+"""The operations that a network is made of, as a table: modules call them through it and never ask which
+implementation they got.
 
-Activations have the dtype in which the network computes; weights may be wider (training in bfloat16 keeps them in float32).
-Letters: B batch, T latent frames, S tokens per frame, N tokens, L keys, h heads, D head size, C width, E channels.
+Activations have the dtype in which the network computes; weights may be wider (training in bfloat16 keeps
+them in float32). Letters: B batch, T latent frames, S tokens per frame, N tokens, L keys, h heads, D head
+size, C width, E channels.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..network.camera_branch import mean_growth, move
 from ..network.gated_delta import delta_rule, short_conv
+from ..network.rays import mean_growth, move
 from ..network.rope import rotate
 
 
 @dataclass(frozen=True)
 class Operations:
-    """One implementation of everything that the blocks compute; `PLAIN` has the reference of each, with its documentation."""
+    """One implementation of everything that the blocks compute; `PLAIN` has the reference of each, with its
+    documentation.
+    """
 
     pack: Callable[[Tensor], Tensor]
     linear: Callable[..., Tensor]
@@ -75,7 +80,8 @@ def gated_sum(gate: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def gated_mix(x: Tensor, grid: tuple[int, int], weight: Tensor, bias: Tensor) -> Tensor:
-    """Depthwise 3 x 3 convolution of every frame of x (B, T, S, E), then the first half of the channels times silu of the second.
+    """Depthwise 3 x 3 convolution of every frame of x (B, T, S, E), then the first half of the channels times
+    silu of the second.
 
     weight (E, 1, 3, 3), bias (E) -> (B, T, S, E/2).
     """
@@ -86,13 +92,17 @@ def gated_mix(x: Tensor, grid: tuple[int, int], weight: Tensor, bias: Tensor) ->
     return a * F.silu(b)
 
 
-def attend(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], scale: float, mask: Tensor | None = None) -> Tensor:
+def attend(
+    q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], scale: float, mask: Tensor | None = None
+) -> Tensor:
     """Softmax attention to keys and values that may lie in several pieces, one after the other.
 
     q (B, N, h, D), pieces (B, h, L, D), mask (B, 1, 1, all L) with False for padding -> (B, N, h, D).
     """
     k, v = (x[0] if len(x) == 1 else torch.cat(list(x), 2) for x in (keys, values))
-    return F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask, scale=scale).transpose(1, 2)
+    return F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask, scale=scale).transpose(
+        1, 2
+    )
 
 
 PLAIN = Operations(
@@ -113,12 +123,21 @@ PLAIN = Operations(
 )
 
 
+@runtime_checkable
+class Computes(Protocol):
+    """A module that computes by the table."""
+
+    ops: Operations
+
+
 class Packed:
-    """What modules share that multiply with a matrix made of their `weight`: a packed copy, used as long as the weight is what it was."""
+    """Base of modules that multiply with a matrix made of their `weight`: a packed copy, used as long as the
+    weight is what it was.
+    """
 
     ops = PLAIN
     weight: Tensor
-    bias: Tensor | None
+    bias: nn.Parameter | None
     packed: tuple[Tensor, int, int] | None = None
 
     def unpacked(self) -> Tensor:
@@ -128,11 +147,13 @@ class Packed:
     def pack(self) -> None:
         """Pack the matrix if the weight is frozen; forget the packed one otherwise."""
         frozen = not self.weight.requires_grad
-        self.packed = (self.ops.pack(self.unpacked()), self.weight._version, self.weight.data_ptr()) if frozen else None
+        self.packed = (
+            (self.ops.pack(self.unpacked()), self.weight._version, self.weight.data_ptr()) if frozen else None
+        )
 
     @property
     def matrix(self) -> Tensor:
-        """What `linear` takes."""
+        """The operand of `linear`."""
         if self.packed is not None and self.packed[1:] == (self.weight._version, self.weight.data_ptr()):
             return self.packed[0]
         return self.unpacked()

@@ -43,12 +43,18 @@ class QuantizedLinear(Packed, nn.Module):
     """
 
     NAMES = ("weight", "weight_scale", "weight_scale_2")
+    precision: Precision
+    weight_scale: Tensor
 
-    def __init__(self, weight: Tensor, bias: nn.Parameter | None, precision: Precision, exact: bool = False) -> None:
+    def __init__(
+        self, weight: Tensor, bias: nn.Parameter | None, precision: Precision, exact: bool = False
+    ) -> None:
         super().__init__()
         self.precision, self.exact, self.bias = precision, exact, bias
         self.outputs, self.inputs = weight.shape
-        for name, part in zip(self.NAMES, filter(lambda part: part is not None, pack(weight, precision)), strict=False):
+        for name, part in zip(
+            self.NAMES, filter(lambda part: part is not None, pack(weight, precision)), strict=False
+        ):
             self.register_buffer(name, part)
         self._swizzled: tuple[Parts, int] | None = None
 
@@ -56,7 +62,11 @@ class QuantizedLinear(Packed, nn.Module):
     def parts(self) -> Parts:
         """The weight as `formats.pack` makes it."""
         first, second = self._buffers["weight_scale"], self._buffers.get("weight_scale_2")
-        return Parts(self.weight, None, first) if FORMATS[self.precision].block == 1 else Parts(self.weight, first, second)
+        return (
+            Parts(self.weight, None, first)
+            if FORMATS[self.precision].block == 1
+            else Parts(self.weight, first, second)
+        )
 
     def unpacked(self) -> Tensor:
         """The values of codes and block scales, float32 (N, K)."""
@@ -71,26 +81,33 @@ class QuantizedLinear(Packed, nn.Module):
         return self._by_integers(x) if self._has_integers(x) else self._multiply(x).to(x.dtype)
 
     def forward_silu(self, x: Tensor) -> Tensor:
-        return self._by_integers(x, silu=True) if self._has_integers(x) else F.silu(self._multiply(x)).to(x.dtype)
+        return (
+            self._by_integers(x, silu=True)
+            if self._has_integers(x)
+            else F.silu(self._multiply(x)).to(x.dtype)
+        )
 
     def forward_onto(self, base: Tensor, x: Tensor) -> Tensor:
-        return self._by_integers(x, base) if self._has_integers(x) else (base + self._multiply(x)).to(base.dtype)
+        return (
+            self._by_integers(x, base) if self._has_integers(x) else (base + self._multiply(x)).to(base.dtype)
+        )
 
     def _has_integers(self, x: Tensor) -> bool:
-        """Whether the compiled path takes these activations."""
+        """Returns True if the compiled path takes these activations."""
         if self.precision != "int8" or getattr(_here, "wide", False) or torch.is_grad_enabled():
             return False
         return integers.can_multiply(x, self.outputs)
 
     def _by_integers(self, x: Tensor, base: Tensor | None = None, silu: bool = False) -> Tensor:
-        return integers.multiply(x, self.weight, self._buffers["weight_scale"], self.bias, base, silu)  # type: ignore[arg-type]
+        return integers.multiply(x, self.weight, self.weight_scale, self.bias, base, silu)
 
     def _multiply(self, x: Tensor) -> Tensor:
         """X (B, ..., K) -> (B, ..., N) in float32, in bfloat16 from tensor cores."""
         if x.is_cuda and not self.exact and not getattr(_here, "wide", False) and self.precision != "int8":
             return tensor_cores.multiply(x, self._for_tensor_cores(), self.bias, self.precision)
         out, scale = self._product(x)
-        # the weight's first: with it a product is no larger than its result, codes of both sides could leave float32
+        # the weight's first: with it a product is no larger than its result, codes of both sides could leave
+        # float32
         if (of_weight := self.parts.scale) is not None:
             out *= of_weight.flatten()  # (N, 1) or () -> along the outputs
         if scale is not None:
@@ -103,7 +120,7 @@ class QuantizedLinear(Packed, nn.Module):
             return self.ops.linear(x.float(), self.matrix), None
         numbers, block_scales, scale = FORMATS[self.precision].cut(x)
         if self.precision == "int8":  # sums of integers: float32 would round them
-            out = torch._int_mm(numbers.to(torch.int8).flatten(0, -2), self.weight.t())
+            out = torch._int_mm(numbers.to(torch.int8).flatten(0, -2), self.weight.t())  # pyright: ignore[reportPrivateImportUsage]  # as in `integers`
             return out.unflatten(0, x.shape[:-1]).float(), scale
         return self.ops.linear(apply_block_scales(numbers, block_scales), self.matrix), scale
 
@@ -115,7 +132,7 @@ class QuantizedLinear(Packed, nn.Module):
             self._swizzled = parts._replace(block_scales=blocks), self.weight.data_ptr()
         return self._swizzled[0]
 
-    def _apply(self, fn, recurse=True):  # type: ignore[override]  # what `to` and its like call
+    def _apply(self, fn, recurse=True):  # what `to` and its like call
         kept = {name: self._buffers[name] for name in self.NAMES if name in self._buffers}
         super()._apply(fn, recurse)
         for name, before in kept.items():

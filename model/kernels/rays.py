@@ -1,4 +1,6 @@
-"""Rotary positions and the move between ray frames. Both are linear, and the gradient is the same operation with the transposed map."""
+"""Rotary positions and the move between ray frames. Both are linear, and the gradient is the same operation
+with the transposed map.
+"""
 
 from typing import Any
 
@@ -15,7 +17,7 @@ def rotate(x: Tensor, table: Tensor, sign: float = 1.0) -> Tensor:
 
 
 def move(x: Tensor, matrices: Tensor | None, table: Tensor, sign: float = 1.0) -> Tensor:
-    """Equals `camera_branch.move`; without matrices all of a head is turned. Cameras get no gradient."""
+    """Equals `rays.move`; without matrices all of a head is turned. Cameras get no gradient."""
     matrices, table = None if matrices is None else matrices.float().contiguous(), table.float().contiguous()
     if torch.is_grad_enabled():
         return _Move.apply(x, matrices, table, sign)
@@ -25,8 +27,10 @@ def move(x: Tensor, matrices: Tensor | None, table: Tensor, sign: float = 1.0) -
 def _move(x: Tensor, matrices: Tensor | None, table: Tensor, sign: float) -> Tensor:
     heads, size = x.shape[-2:]
     rows, stride = rows_of(x.flatten(-2))
-    out = torch.empty(x.shape, dtype=x.dtype)
-    function("move", x.dtype, size)(rows, stride, matrices, table, out, x.numel() // (heads * size), heads, size, sign)
+    out = torch.empty(x.shape, dtype=x.dtype, device="cpu")
+    function("move", x.dtype, size)(
+        rows, stride, matrices, table, out, x.numel() // (heads * size), heads, size, sign
+    )
     return out
 
 
@@ -38,7 +42,7 @@ class _Move(torch.autograd.Function):
         return _move(x, matrices, table, sign)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         matrices, table = ctx.saved_tensors
         transposed = None if matrices is None else matrices.mT.contiguous()
         return _move(grad, transposed, table, -ctx.sign), None, None, None

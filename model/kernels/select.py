@@ -1,7 +1,8 @@
-"""Which operations a network gets, and in which dtype it computes fastest: by device, sizes and measured speed, once per network."""
+"""Which operations a network gets, and in which dtype it computes fastest: by device, sizes and measured
+speed, once per network.
+"""
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +11,7 @@ from functools import cache, partial
 import torch
 from torch.nn import functional as F
 
+from sana_wm_env.files import write_json
 from sana_wm_env.native import cache_folders, describe_processor, find_compiler
 
 from ..config import TransformerConfig
@@ -22,17 +24,27 @@ BF16_GAIN = 1.3  # how much faster products of bfloat16 must be than the best of
 ROWS, INPUTS, OUTPUTS = 192, 192, 768  # a product of the bundled world's feed-forward
 
 
-def select_operations(width: int, head_dim: int, ffn_width: int, device: torch.device, dtype: torch.dtype) -> Operations:
+def select_operations(
+    width: int, head_dim: int, ffn_width: int, device: torch.device, dtype: torch.dtype
+) -> Operations:
     """The operations of a network of these sizes on a device, computing in `dtype`."""
     if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
         return PLAIN
-    found = PLAIN
+    operations = PLAIN
     rates = measure_products()
-    if linear.has_onednn() and (dtype == torch.bfloat16 or rates["float32 by oneDNN"] > linear.FASTER * rates["float32"]):
-        found = replace(found, pack=linear.pack, linear=linear.linear, silu_linear=linear.silu_linear, linear_onto=linear.linear_onto)
+    if linear.has_onednn() and (
+        dtype == torch.bfloat16 or rates["float32 by oneDNN"] > linear.FASTER * rates["float32"]
+    ):
+        operations = replace(
+            operations,
+            pack=linear.pack,
+            linear=linear.linear,
+            silu_linear=linear.silu_linear,
+            linear_onto=linear.linear_onto,
+        )
     if width <= SMALL_WIDTH and all(map(lanes, (width, head_dim, ffn_width))):
-        found = replace(
-            found,
+        operations = replace(
+            operations,
             rms_norm=norms.rms_norm,
             modulate=norms.modulate,
             gated_sum=gates.gated_sum,
@@ -44,11 +56,13 @@ def select_operations(width: int, head_dim: int, ffn_width: int, device: torch.d
             delta_rule=delta_rule.delta_rule,
             attend=attention.attend,
         )
-    return found
+    return operations
 
 
 def choose_dtype(name: str, device: str | torch.device) -> torch.dtype:
-    """The dtype that a world's configuration names for a device; "auto" is the faster of float32 and bfloat16."""
+    """The dtype that a world's configuration names for a device; "auto" is the faster of float32 and
+    bfloat16.
+    """
     if name != "auto":
         return getattr(torch, name)
     if torch.device(device).type == "cpu":
@@ -57,7 +71,9 @@ def choose_dtype(name: str, device: str | torch.device) -> torch.dtype:
 
 
 def fastest_dtype() -> torch.dtype:
-    """bfloat16 where this processor multiplies it clearly faster than float32, as it does with AMX and AVX512-BF16."""
+    """bfloat16 where this processor multiplies it clearly faster than float32, as it does with AMX and
+    AVX512-BF16.
+    """
     rates = measure_products()
     best = max(rates["float32"], rates.get("float32 by oneDNN", 0))
     return torch.bfloat16 if rates["bfloat16"] > BF16_GAIN * best else torch.float32
@@ -67,8 +83,8 @@ def fastest_dtype() -> torch.dtype:
 def measure_products() -> dict[str, float]:
     """GFLOP/s of one core at a product of the bundled world's size, by dtype and library.
 
-    Measured once on a machine and kept in the user's cache, so that every process there chooses alike and the same seed gives the same
-    frames.
+    Measured once on a machine and kept in the user's cache, so that every process there chooses alike and the
+    same seed gives the same frames.
     """
     name = f"products-{describe_processor()}-torch{torch.__version__}.json"
     for folder in cache_folders():
@@ -79,10 +95,7 @@ def measure_products() -> dict[str, float]:
     rates = _measure()
     for folder in cache_folders():
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            part = folder / f"{name}.{os.getpid()}.part"
-            part.write_text(json.dumps(rates, indent=1) + "\n")
-            part.rename(folder / name)
+            write_json(folder / name, rates)
             break
         except OSError:
             continue
@@ -102,7 +115,11 @@ def describe_choice(config: TransformerConfig, device: str, dtype: torch.dtype) 
 
 
 def _why_not() -> str:
-    return "no C++ compiler, or SANA_WM_NATIVE=0" if find_compiler() is None else "the sizes or the device do not suit the compiled ones"
+    return (
+        "no C++ compiler, or SANA_WM_NATIVE=0"
+        if find_compiler() is None
+        else "the sizes or the device do not suit the compiled ones"
+    )
 
 
 @torch.inference_mode()
@@ -121,7 +138,10 @@ def _measure() -> dict[str, float]:
 def _rate(product: Callable[..., torch.Tensor], dtype: torch.dtype) -> float:
     """The best of several tries: other work on the machine can only slow one down."""
     x, weight = (
-        torch.randn(size, INPUTS, dtype=torch.float32, generator=torch.Generator().manual_seed(0)).to(dtype) for size in (ROWS, OUTPUTS)
+        torch.randn(
+            size, INPUTS, dtype=torch.float32, device="cpu", generator=torch.Generator().manual_seed(0)
+        ).to(dtype)
+        for size in (ROWS, OUTPUTS)
     )
     call, best = partial(product, x, weight), float("inf")
     for _ in range(12):

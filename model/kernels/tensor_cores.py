@@ -15,8 +15,14 @@ from torch.nn import functional as F
 
 from .formats import Parts, Precision, encode
 
-# The least compute capability whose tensor cores multiply a format: Hopper and Ada FP8, Blackwell block scales, Turing INT8.
-CAPABILITY: dict[Precision, tuple[int, int]] = {"fp8": (8, 9), "nvfp4": (10, 0), "mxfp8": (10, 0), "int8": (7, 5)}
+# The least compute capability whose tensor cores multiply a format: Hopper and Ada FP8, Blackwell block
+# scales, Turing INT8.
+CAPABILITY: dict[Precision, tuple[int, int]] = {
+    "fp8": (8, 9),
+    "nvfp4": (10, 0),
+    "mxfp8": (10, 0),
+    "int8": (7, 5),
+}
 
 
 def check_card(precision: Precision, device: torch.device) -> None:
@@ -28,16 +34,28 @@ def check_card(precision: Precision, device: torch.device) -> None:
         raise ValueError(reason)
 
 
-def refuse(precision: Precision, name: str, capability: tuple[int, int], has_scaled_mm: bool = hasattr(F, "scaled_mm")) -> str | None:
+def refuse(
+    precision: Precision,
+    name: str,
+    capability: tuple[int, int],
+    has_scaled_mm: bool = hasattr(F, "scaled_mm"),
+) -> str | None:
     """Why a card of this compute capability cannot, in words; None if it can."""
-    able = [known for known, wanted in CAPABILITY.items() if capability >= wanted and (has_scaled_mm or known == "int8")]
+    able = [
+        known
+        for known, wanted in CAPABILITY.items()
+        if capability >= wanted and (has_scaled_mm or known == "int8")
+    ]
     if precision in able:
         return None
     wanted = CAPABILITY[precision]
     if capability >= wanted:
         reason = f"torch {torch.__version__} has no torch.nn.functional.scaled_mm: install a newer torch"
     else:
-        reason = f"its tensor cores (compute capability {_dotted(capability)}) do not multiply it, which takes {_dotted(wanted)}"
+        reason = (
+            f"its tensor cores (compute capability {_dotted(capability)}) do not multiply it, which "
+            f"takes {_dotted(wanted)}"
+        )
     others = " or ".join(f"precision={known!r}" for known in able)
     return (
         f"got precision={precision!r} on {name}: {reason}. "
@@ -67,19 +85,33 @@ def _multiply(x: Parts, weight: Parts, bias: Tensor | None, precision: Precision
     a, b = x.numbers.flatten(0, -2).contiguous(), weight.numbers
     if precision == "fp8":
         assert x.scale is not None and weight.scale is not None
-        scales, recipes, swizzles = ([x.scale.reshape(-1, 1)], [weight.scale.t()]), [kinds.RowWise], [layouts.NO_SWIZZLE]
+        scales = ([x.scale.reshape(-1, 1)], [weight.scale.t()])
+        recipes = [kinds.RowWise]
+        swizzles = [layouts.NO_SWIZZLE]
     else:
         assert x.block_scales is not None and weight.block_scales is not None
         blocks = swizzle(x.block_scales.flatten(0, -2)), weight.block_scales
-        scales, recipes, swizzles = tuple([s] for s in blocks), [kinds.BlockWise1x32], [layouts.SWIZZLE_32_4_4]
+        scales = tuple([s] for s in blocks)
+        recipes = [kinds.BlockWise1x32]
+        swizzles = [layouts.SWIZZLE_32_4_4]
     if precision == "nvfp4":
         assert x.scale is not None and weight.scale is not None
         a, b = a.view(torch.float4_e2m1fn_x2), b.view(torch.float4_e2m1fn_x2)
         scales = [scales[0][0], x.scale.reshape(1)], [scales[1][0], weight.scale.reshape(1)]
-        recipes, swizzles = [kinds.BlockWise1x16, kinds.TensorWise], [layouts.SWIZZLE_32_4_4, layouts.NO_SWIZZLE]
+        recipes = [kinds.BlockWise1x16, kinds.TensorWise]
+        swizzles = [layouts.SWIZZLE_32_4_4, layouts.NO_SWIZZLE]
     out = F.scaled_mm(
-        a, b.t(), scales[0], recipes, scales[1], recipes, swizzles, swizzles, bias=bias, output_dtype=torch.bfloat16
-    )  # fmt: skip
+        a,
+        b.t(),
+        scales[0],
+        recipes,
+        scales[1],
+        recipes,
+        swizzles,
+        swizzles,
+        bias=bias,
+        output_dtype=torch.bfloat16,
+    )
     return out.unflatten(0, x.numbers.shape[:-1])
 
 

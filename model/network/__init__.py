@@ -1,1 +1,3 @@
-"""The network: what computes. transformer.py first, then block.py, attention.py, gated_delta.py; ../README.md has the formulas."""
+"""The network: what computes. transformer.py first, then block.py, attention.py, gated_delta.py; ../README.md
+has the formulas.
+"""

@@ -1,12 +1,15 @@
-"""One transformer block: modulated attention, camera-ray embedding, text, modulated feed-forward (model/README.md section 3)."""
+"""One transformer block: modulated attention, camera-ray embedding, text, modulated feed-forward
+(model/README.md section 3).
+"""
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import TransformerConfig
+from ..contexts import CameraContext, TextContext
 from ..kernels.operations import PLAIN, Linear
-from ..state import BlockState, CameraContext, TextContext
+from ..state import BlockState
 from .attention import CrossAttention, GatedDeltaAttention, SoftmaxAttention
 from .execution import Execution
 from .feed_forward import FeedForward
@@ -36,21 +39,32 @@ class Block(nn.Module):
         modulation: Tensor,
         text: TextContext,
         cameras: CameraContext,
-        run: Execution,
+        execution: Execution,
         past: BlockState | None,
     ) -> tuple[Tensor, BlockState | None]:
         """Run the block: x (B, T, S, C), modulation (B, T, 6, C) -> (x, carried state if it is kept)."""
         if self.recompute and torch.is_grad_enabled():
             # nothing in here is random, so there is no generator to wind back
-            return checkpoint(self._mix, x, modulation, text, cameras, run, past, use_reentrant=False, preserve_rng_state=False)
-        return self._mix(x, modulation, text, cameras, run, past)
+            return checkpoint(
+                self._mix,
+                x,
+                modulation,
+                text,
+                cameras,
+                execution,
+                past,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+        return self._mix(x, modulation, text, cameras, execution, past)
 
     def text_context(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, h, L, D) of text features y (B, L, C)."""
         return self.cross_attn.keys_values(y)
 
     def ray_context(self, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """plucker_proj of the embedding `rows @ weight.T + bias`, with the two linear maps multiplied first: 48 inputs instead of C.
+        """plucker_proj of the embedding `rows @ weight.T + bias`, with the two linear maps multiplied first:
+        48 inputs instead of C.
 
         rows (B, T, S, 48), weight (C, 48), bias (C) -> (B, T, S, C).
         """
@@ -62,15 +76,22 @@ class Block(nn.Module):
         modulation: Tensor,
         text: TextContext,
         cameras: CameraContext,
-        run: Execution,
+        execution: Execution,
         past: BlockState | None,
     ) -> tuple[Tensor, BlockState | None]:
         rows = (self.scale_shift_table + modulation)[:, :, :, None].unbind(2)  # six of (B, T, 1, C)
         shift, scale, gate, shift_ffn, scale_ffn, gate_ffn = rows
         gate, gate_ffn = gate.to(x.dtype), gate_ffn.to(x.dtype)
-        attended, attention_state = self.attn(self.ops.modulate(x, shift, scale), cameras, run, past.attention if past else None)
+        attended, attention_state = self.attn(
+            self.ops.modulate(x, shift, scale), cameras, execution, past.attention if past else None
+        )
         x = torch.addcmul(x, gate, attended) + cameras.plucker[self.index]
         x = self.cross_attn(x, text.keys[self.index], text.values[self.index], text.mask)
-        fed, tail = self.mlp(self.ops.modulate(x, shift_ffn, scale_ffn), cameras.grid, run, past.ffn_tail if past else None)
+        fed, tail = self.mlp(
+            self.ops.modulate(x, shift_ffn, scale_ffn),
+            cameras.grid,
+            execution,
+            past.ffn_tail if past else None,
+        )
         x = torch.addcmul(x, gate_ffn, fed)
-        return x, BlockState(attention_state, tail.clone()) if run.keep else None
+        return x, BlockState(attention_state, tail.clone()) if execution.keep else None

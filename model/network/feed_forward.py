@@ -1,11 +1,15 @@
 """The gated convolutional feed-forward with temporal taps (model/README.md section 7)."""
 
+from typing import Generic, TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from ..config import TransformerConfig
 from ..kernels.operations import PLAIN, Packed
 from .execution import Execution, Spans
+
+Convolution = TypeVar("Convolution", bound=nn.Module)
 
 
 class Pointwise(Packed, nn.Module):
@@ -28,16 +32,18 @@ class Pointwise(Packed, nn.Module):
             nn.init.zeros_(self.bias)
 
 
-class Wrapped(nn.Module):
+class Wrapped(nn.Module, Generic[Convolution]):
     """Published names have one level between the feed-forward and its convolutions."""
 
-    def __init__(self, conv: nn.Module) -> None:
+    def __init__(self, conv: Convolution) -> None:
         super().__init__()
         self.conv = conv
 
 
 class TemporalTaps(Packed, nn.Conv2d):
-    """A convolution over three frames, stored as one and computed as a Linear over their channels, frame by frame."""
+    """A convolution over three frames, stored as one and computed as a Linear over their channels, frame by
+    frame.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__(width, width, (3, 1), bias=False)
@@ -59,11 +65,15 @@ class FeedForward(nn.Module):
         self.point_conv = Wrapped(Pointwise(hidden, width, 2, bias=False))
         self.t_conv = TemporalTaps(width)
 
-    def forward(self, x: Tensor, grid: tuple[int, int], run: Execution, tail: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Map x (B, T, S, C) and the tail (B, S, C) of the previous chunk, or None, to (output like x, tail of the last frame)."""
+    def forward(
+        self, x: Tensor, grid: tuple[int, int], execution: Execution, tail: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Map x (B, T, S, C) and the tail (B, S, C) of the previous chunk, or None, to (output like x, tail
+        of the last frame).
+        """
         r = self.spatial(x, grid)
-        before, after = run.edges(r, 1, None if tail is None else tail[:, None])
-        return self.temporal(r, run.spans, before, after), r[:, -1]
+        before, after = execution.edges(r, 1, None if tail is None else tail[:, None])
+        return self.temporal(r, execution.spans, before, after), r[:, -1]
 
     def spatial(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """Every frame by itself: expand, mix neighbours, gate, contract."""
@@ -72,7 +82,8 @@ class FeedForward(nn.Module):
         return self.point_conv.conv(self.ops.gated_mix(hidden, grid, mix.weight, mix.bias))
 
     def temporal(self, r: Tensor, spans: Spans, before: Tensor | None, after: Tensor | None) -> Tensor:
-        """r_f + W_0 r_{f-1} + W_1 r_f + W_2 r_{f+1}; the right neighbour ends with its span, the left one does not.
+        """r_f + W_0 r_{f-1} + W_1 r_f + W_2 r_{f+1}; the right neighbour ends with its span, the left one
+        does not.
 
         r (B, T, S, C); `before` and `after` (B, 1, S, C) lie outside, None for zeros.
         """
@@ -87,7 +98,8 @@ class FeedForward(nn.Module):
     def reset_parameters(self) -> None:
         self.inverted_conv.conv.reset_parameters()
         self.point_conv.conv.reset_parameters()
-        # Xavier's rule would count all channels as inputs of a depthwise filter; each output sees nine numbers only.
+        # Xavier's rule would count all channels as inputs of a depthwise filter; each output sees nine
+        # numbers only.
         self.depth_conv.conv.reset_parameters()
-        nn.init.zeros_(self.depth_conv.conv.bias)
+        nn.init.zeros_(self.depth_conv.conv.get_parameter("bias"))
         nn.init.zeros_(self.t_conv.weight)  # like the other temporal filters, the identity at first

@@ -1,4 +1,6 @@
-"""Moving the origin of time of a carried state: exact, because rotary positions reach q.k and the output only as differences."""
+"""Moving the origin of time of a carried state: exact, because rotary positions reach q.k and the output only
+as differences.
+"""
 
 from dataclasses import replace
 
@@ -10,10 +12,12 @@ from .rope import camera_angles, rope_angles, rope_table, rotate
 
 
 def shift_time(state: TransformerState, frames: int | Tensor) -> TransformerState:
-    """The same session with its latent frame `frames` counted as frame 0; what it goes on to imagine does not change.
+    """The same session with its latent frame `frames` counted as frame 0; what it goes on to imagine does not
+    change.
 
-    Turned back are the keys of the main branch, cached ones and the key side of the matrices, and in the camera branch the second
-    halves of keys and values. The normaliser is built of keys that were never turned.
+    Turned back are the keys of the main branch, cached ones and the key side of the matrices, and in the
+    camera branch the second halves of keys and values. The normaliser is built of keys that were never
+    turned.
 
     Args:
         state: any batch; unchanged afterwards.
@@ -38,17 +42,25 @@ def _turned(attention: AttentionState, by: Tensor) -> AttentionState:
     entries = []
     for entry in attention.entries:
         main, camera = _tables(by, entry.key)
-        turned = rotate(entry.key, main), entry.value, _turn_half(entry.camera_key, camera), _turn_half(entry.camera_value, camera)
+        turned = (
+            rotate(entry.key, main),
+            entry.value,
+            _turn_half(entry.camera_key, camera),
+            _turn_half(entry.camera_value, camera),
+        )
         entries.append(WindowEntry(*turned))
     return replace(attention, entries=tuple(entries))
 
 
 def _tables(by: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotary tables (B, 1, 1, D/2) of a head and (B, 1, 1, D/4) of a camera head's half, for vectors like (B, h, N, D)."""
+    """Rotary tables (B, 1, 1, D/2) of a head and (B, 1, 1, D/4) of a camera head's half, for vectors like (B,
+    h, N, D).
+    """
     head_dim = like.shape[-1]
     angles = rope_angles(by, 1, 1, 1, head_dim)  # (B, 1, 1, D/2): row 0 and column 0 do not turn
     precise = torch.promote_types(like.dtype, torch.float32)
-    return tuple(rope_table(table, precise)[:, 0] for table in (angles, camera_angles(angles, head_dim)))  # type: ignore[return-value]
+    main, camera = (rope_table(table, precise)[:, 0] for table in (angles, camera_angles(angles, head_dim)))
+    return main, camera
 
 
 def _turn_half(x: Tensor, table: Tensor) -> Tensor:

@@ -1,1 +1,3 @@
-"""Files: tensors (weights.py), published layouts, worlds by name or folder (checkpoint.py), repositories (hub.py)."""
+"""Files: tensors (weights.py), published layouts (layouts.py), worlds by name or folder (worlds.py),
+repositories (hub.py).
+"""

@@ -1,10 +1,11 @@
 """Weights in files, one tensor at a time and under native names, and how they get into a network.
 
-Native names are NVlabs' own; those of diffusers differ in the time embedding alone (model/README.md section 11.2).
+Native names are NVlabs' own; those of diffusers differ in the time embedding alone (model/README.md section
+11.2).
 """
 
+import hashlib
 import json
-import os
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,8 +22,19 @@ from torch import Tensor, nn
 UNUSED_BUFFERS = ("pos_embed", "y_embedding", "recall_gate")
 # Buffers that the diffusers class does not have, so that a file in its names has no place for them.
 NATIVE_ONLY = ("pos_embed", "y_embedder.y_embedding")
-SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
-SAFETENSORS_DTYPES |= {"F8_E4M3": torch.float8_e4m3fn, "F8_E8M0": torch.float8_e8m0fnu, "I8": torch.int8, "U8": torch.uint8}
+SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+}
+SAFETENSORS_DTYPES |= {
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
 DIFFUSERS_NAMES = {"t_embedder.mlp.0.": "t_embedder.linear_1.", "t_embedder.mlp.2.": "t_embedder.linear_2."}
 
 Outline = dict[str, tuple[tuple[int, ...], torch.dtype]]  # name -> shape, dtype
@@ -43,22 +55,25 @@ def diffusers_name(name: str) -> str:
 
 
 def is_unused(name: str) -> bool:
-    """Whether no computation reads the tensor of this name."""
+    """Returns True if no computation reads the tensor of this name."""
     return name.rpartition(".")[2] in UNUSED_BUFFERS
 
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """The tensors of one network in .safetensors files, or in one pickle that torch saved. Nothing is read before it is asked for.
+    """The tensors of one network in .safetensors files, or in one pickle that torch saved. Nothing is read
+    before it is asked for.
 
-    A pickle is opened without running code, and mapped into memory: training checkpoints carry critics and optimizers beside the
-    weights, which then are never read.
+    A pickle is opened without running code, and mapped into memory: training checkpoints carry critics and
+    optimizers beside the weights, which then are never read.
     """
 
     files: tuple[Path, ...]
 
     def outline(self) -> Outline:
-        """Shape and dtype by native name; no weight is read. CheckpointError if a file is damaged or holds something else."""
+        """Shape and dtype by native name; no weight is read. CheckpointError if a file is damaged or holds
+        something else.
+        """
         return {name: (shape, dtype) for source in self._sources() for name, shape, dtype in source.outline()}
 
     def tensors(self, names: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, Tensor]]:
@@ -67,7 +82,7 @@ class WeightFiles:
             yield from source.tensors(names)
 
     def metadata(self) -> dict[str, str]:
-        """What the first file says of itself beside its tensors; nothing in a pickle."""
+        """Reads the metadata in the header of the first file; none in a pickle."""
         return next(self._sources()).metadata()
 
     @property
@@ -75,7 +90,9 @@ class WeightFiles:
         return sum(file.stat().st_size for file in self.files)
 
     def __str__(self) -> str:
-        return str(self.files[0]) if len(self.files) == 1 else f"{self.files[0]} and {len(self.files) - 1} more"
+        return (
+            str(self.files[0]) if len(self.files) == 1 else f"{self.files[0]} and {len(self.files) - 1} more"
+        )
 
     def _sources(self) -> "Iterator[_Safetensors | _Pickle]":
         for file in self.files:
@@ -92,7 +109,11 @@ class _Safetensors:
         with self._open() as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 part = file.get_slice(name)
-                yield native_name(name), tuple(part.get_shape()), SAFETENSORS_DTYPES.get(part.get_dtype(), torch.uint8)
+                yield (
+                    native_name(name),
+                    tuple(part.get_shape()),
+                    SAFETENSORS_DTYPES.get(part.get_dtype(), torch.uint8),
+                )
 
     def metadata(self) -> dict[str, str]:
         with self._open() as file:
@@ -114,7 +135,9 @@ class _Safetensors:
 
 @dataclass(frozen=True)
 class _Pickle:
-    """A state dict as it is, under `state_dict`, or under `generator` with a prefix before every name (model/README.md section 11.1)."""
+    """A state dict as it is, under `state_dict`, or under `generator` with a prefix before every name
+    (model/README.md section 11.1).
+    """
 
     path: Path
 
@@ -129,32 +152,42 @@ class _Pickle:
 
     def _load(self) -> dict[str, Tensor]:
         try:
-            held = torch.load(self.path, map_location="cpu", mmap=zipfile.is_zipfile(self.path), weights_only=True)
+            loaded = torch.load(
+                self.path, map_location="cpu", mmap=zipfile.is_zipfile(self.path), weights_only=True
+            )
         except pickle.UnpicklingError as error:
             raise CheckpointError(
-                f"{self.path} is damaged or holds more than tensors ({_first_line(error)}); it is not opened further, because that "
+                f"{self.path} is damaged or holds more than tensors ({_first_line(error)}); it is not opened "
+                "further, because that "
                 "could run code: convert it to safetensors where you trust it"
             ) from None
         except (OSError, EOFError, RuntimeError) as error:
-            raise CheckpointError(f"{self.path} cannot be read as a torch checkpoint: {_first_line(error)}") from None
+            raise CheckpointError(
+                f"{self.path} cannot be read as a torch checkpoint: {_first_line(error)}"
+            ) from None
         for wrapping in ("generator", "state_dict"):
-            if isinstance(held, Mapping) and isinstance(held.get(wrapping), Mapping):
-                held = held[wrapping]
+            if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapping), Mapping):
+                loaded = loaded[wrapping]
                 break
-        if not isinstance(held, Mapping) or not held or not all(isinstance(t, Tensor) for t in held.values()):
-            raise CheckpointError(f"{self.path} holds no state dict; wanted one as it is, under 'state_dict' or under 'generator'")
+        if not (
+            isinstance(loaded, Mapping) and loaded and all(isinstance(t, Tensor) for t in loaded.values())
+        ):
+            raise CheckpointError(
+                f"{self.path} holds no state dict; wanted one as it is, under 'state_dict' "
+                "or under 'generator'"
+            )
         for prefix in ("generator.", "model."):
-            if all(name.startswith(prefix) for name in held):
-                held = {name.removeprefix(prefix): t for name, t in held.items()}
-        return {native_name(name): t for name, t in held.items()}
+            if all(name.startswith(prefix) for name in loaded):
+                loaded = {name.removeprefix(prefix): t for name, t in loaded.items()}
+        return {native_name(name): t for name, t in loaded.items()}
 
 
-def shards(index: Path) -> tuple[Path, ...]:
-    """Files that a `*.safetensors.index.json` lists, all of them present; CheckpointError that names those that are not."""
+def indexed_files(index: Path) -> tuple[Path, ...]:
+    """Lists the files of a `*.safetensors.index.json`; CheckpointError that names those that are absent."""
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index} cannot be read as an index of shards: {error!r}") from None
+        raise CheckpointError(f"{index} cannot be read as an index of weight files: {error!r}") from None
     if absent := [name for name in names if not (index.parent / name).is_file()]:
         raise CheckpointError(f"{index.parent} has no {', '.join(absent)}, which {index.name} lists")
     return tuple(index.parent / name for name in names)
@@ -162,7 +195,7 @@ def shards(index: Path) -> tuple[Path, ...]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How the names and shapes of a file compare with those of a network; unused buffers count on neither side.
+    """Differences between the names and shapes of a file and those of a network, unused buffers left out.
 
     misshaped holds (name, shape in the file, shape in the network).
     """
@@ -176,53 +209,78 @@ class Comparison:
 
     def __str__(self) -> str:
         shapes = [f"{name} {given} instead of {wanted}" for name, given, wanted in self.misshaped]
-        parts = (_named("missing", self.missing), _named("unexpected", self.unexpected), _named("mis-shaped", shapes))
+        parts = (
+            _named("missing", self.missing),
+            _named("unexpected", self.unexpected),
+            _named("mis-shaped", shapes),
+        )
         return "; ".join(filter(None, parts))
 
 
-def compare(given: Mapping[str, tuple[int, ...]], module: nn.Module) -> Comparison:
-    """Names and shapes of a file against those of a module, which may stand on the meta device."""
+def compare_shapes(given: Mapping[str, tuple[int, ...]], module: nn.Module) -> Comparison:
+    """Compares names and shapes of a file with those of a module, which may be on the meta device."""
     wanted = {name: tuple(t.shape) for name, t in module.state_dict().items() if not is_unused(name)}
     given = {name: shape for name, shape in given.items() if not is_unused(name)}
     return Comparison(
         tuple(sorted(set(wanted) - set(given))),
         tuple(sorted(set(given) - set(wanted))),
-        tuple((name, given[name], wanted[name]) for name in sorted(set(wanted) & set(given)) if given[name] != wanted[name]),
+        tuple(
+            (name, given[name], wanted[name])
+            for name in sorted(set(wanted) & set(given))
+            if given[name] != wanted[name]
+        ),
     )
 
 
-def load(module: nn.Module, files: WeightFiles, dtype: torch.dtype, device: str | torch.device) -> None:
-    """Fill a module, which may stand on the meta device, from files, one tensor at a time: the peak is the module and one tensor.
+def load(
+    module: nn.Module,
+    files: WeightFiles,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    ignored: Callable[[str], bool] = is_unused,
+) -> None:
+    """Fill a module, which may stand on the meta device, from files, one tensor at a time: the peak is the
+    module and one tensor. Tensors of an `ignored` name are not read.
 
-    CheckpointError, before any weight is read, that names every key that does not fit.
+    CheckpointError, before any weight is read, that names every key that does not fit; or one with NaN.
     """
-    outline = files.outline()
-    if difference := compare({name: shape for name, (shape, _) in outline.items()}, module):
+    outline = {name: given for name, given in files.outline().items() if not ignored(name)}
+    if difference := compare_shapes({name: shape for name, (shape, _) in outline.items()}, module):
         raise CheckpointError(f"{files} does not fit its configuration: {difference}")
-    read = files.tensors(lambda name: not is_unused(name))
-    _assign(module, {name: t.to(device, dtype if t.is_floating_point() else t.dtype) for name, t in read})
+    read = files.tensors(lambda name: not (is_unused(name) or ignored(name)))
+    tensors = {name: t.to(device, dtype if t.is_floating_point() else t.dtype) for name, t in read}
+    _assign(module, tensors, str(files))
 
 
 def fill(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Put `tensors` in place of the module's; CheckpointError that names every key of `source` that does not fit."""
-    if difference := compare({name: tuple(t.shape) for name, t in tensors.items()}, module):
+    """Put `tensors` in place of the module's; CheckpointError that names every key of `source` that does not
+    fit, or one with NaN.
+    """
+    if difference := compare_shapes({name: tuple(t.shape) for name, t in tensors.items()}, module):
         raise CheckpointError(f"{source} does not fit its configuration: {difference}")
-    _assign(module, {name: t for name, t in tensors.items() if not is_unused(name)})
+    _assign(module, {name: t for name, t in tensors.items() if not is_unused(name)}, source)
 
 
-def _assign(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    like = next(iter(tensors.values()), torch.empty(0))
+def digest_weights(digest: "hashlib._Hash", *modules: nn.Module) -> "hashlib._Hash":
+    """`digest` with the weights of modules: name, dtype and shape of every tensor, of large ones an even
+    sample of values.
+    """
+    for module in modules:
+        for name, tensor in module.state_dict().items():
+            values = tensor.flatten()[:: max(1, tensor.numel() // 4096)].contiguous().cpu().view(torch.uint8)
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(values.numpy().tobytes())
+    return digest
+
+
+def _assign(module: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+    for name, t in tensors.items():
+        if t.is_floating_point() and t.itemsize > 1 and not t.isfinite().all():
+            raise CheckpointError(f"{source} has NaN or infinity in {name}: download or export it again")
+    like = next(iter(tensors.values()), torch.empty(0, dtype=torch.float32, device="cpu"))
     unused = {name: t for name, t in module.state_dict().items() if is_unused(name)}
     blanks = {name: torch.zeros(t.shape, dtype=like.dtype, device=like.device) for name, t in unused.items()}
     module.load_state_dict({**tensors, **blanks}, assign=True)
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside, then rename: a run that is cut off leaves the old file whole, and processes may write the same file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    write(part)
-    part.replace(path)
 
 
 def _first_line(error: Exception) -> str:
@@ -238,5 +296,5 @@ def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
 
 def _named(what: str, names: Iterable[str], shown: int = 8) -> str:
     names = tuple(names)
-    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return f"{what} {', '.join(names[:shown])}{rest}" if names else ""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"{what} {', '.join(names[:shown])}{more}" if names else ""

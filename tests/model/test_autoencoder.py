@@ -9,7 +9,9 @@ from sana_wm_env.model.codecs.autoencoder import Autoencoder, AutoencoderConfig,
 @pytest.fixture(scope="module")
 def autoencoder() -> Autoencoder:
     torch.manual_seed(0)
-    model = Autoencoder(AutoencoderConfig(latent_channels=8, fine=16, coarse=16, encoder_blocks=1, decoder_blocks=1))
+    model = Autoencoder(
+        AutoencoderConfig(latent_channels=8, fine=16, coarse=16, encoder_blocks=1, decoder_blocks=1)
+    )
     for parameter in model.parameters():  # no layer left silent by its initial zeros
         torch.nn.init.normal_(parameter, std=0.1)
     model.latents_mean.normal_()
@@ -33,7 +35,9 @@ def test_decoding_in_pieces_equals_decoding_whole(autoencoder):
         video, state = autoencoder.decode(part, state)
         pieces.append(video)
     assert first.shape[2] == 1 and pieces[1].shape[2] == 24
-    assert torch.allclose(torch.cat(pieces, 2), whole, atol=1e-5) and torch.equal(state.previous, last.previous)
+    assert torch.allclose(torch.cat(pieces, 2), whole, atol=1e-5) and torch.equal(
+        state.previous, last.previous
+    )
 
 
 def test_it_is_causal(autoencoder):
@@ -41,7 +45,9 @@ def test_it_is_causal(autoencoder):
     changed = video.clone()
     changed[:, :, 9:] += 1
     before, after = autoencoder.encode(video), autoencoder.encode(changed)
-    assert torch.allclose(before[:, :, :2], after[:, :, :2], atol=1e-6) and not torch.allclose(before[:, :, 2], after[:, :, 2], atol=1e-3)
+    assert torch.allclose(before[:, :, :2], after[:, :, :2], atol=1e-6) and not torch.allclose(
+        before[:, :, 2], after[:, :, 2], atol=1e-3
+    )
 
 
 def test_normalisation_gives_unit_latents(autoencoder):

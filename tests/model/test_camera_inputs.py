@@ -2,8 +2,8 @@ import pytest
 import torch
 from tiny_networks import paths
 
-from sana_wm_env.model.cameras import camera_inputs, raw_frames_of_latents
-from sana_wm_env.model.network.camera_branch import ray_matrices
+from sana_wm_env.model.camera_inputs import camera_inputs, raw_frames_of_latents
+from sana_wm_env.model.network.rays import ray_matrices
 
 IMAGE, GRID = (64, 64), (8, 8)
 PX = torch.tensor([[40.0, 48.0, 32.0, 24.0]])
@@ -39,8 +39,17 @@ def test_plucker_of_known_cells():
 
 def test_which_raw_frames_a_latent_packs():
     opening = raw_frames_of_latents(25).tolist()
-    assert opening == [list(range(8)), list(range(1, 9)), list(range(9, 17)), list(range(17, 25))]  # latent 0 sees the future
-    assert raw_frames_of_latents(24, opens=False).tolist() == [list(range(8)), list(range(8, 16)), list(range(16, 24))]
+    assert opening == [
+        list(range(8)),
+        list(range(1, 9)),
+        list(range(9, 17)),
+        list(range(17, 25)),
+    ]  # latent 0 sees the future
+    assert raw_frames_of_latents(24, opens=False).tolist() == [
+        list(range(8)),
+        list(range(8, 16)),
+        list(range(16, 24)),
+    ]
     assert raw_frames_of_latents(1).tolist() == [[0] * 8]
 
 

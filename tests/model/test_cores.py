@@ -5,7 +5,7 @@ from itertools import chain
 import pytest
 import torch
 
-from sana_wm_env.model.cores import shares, side_by_side
+from sana_wm_env.model.cores import run_together, shares
 
 CPU = torch.device("cpu")
 
@@ -34,13 +34,13 @@ def test_results_in_order_with_the_threads_shared_out(threads, calls):
     def call(n: int) -> tuple[int, int]:
         return n, torch.get_num_threads()
 
-    found = side_by_side([partial(call, n) for n in range(calls)])
+    found = run_together([partial(call, n) for n in range(calls)])
     assert found == [(n, threads // min(calls, threads)) for n in range(calls)]
     assert torch.get_num_threads() == threads
 
 
 def test_nobody_else_s_threads_are_changed(threads):
-    side_by_side([torch.get_num_threads] * 2)
+    run_together([torch.get_num_threads] * 2)
     found = []
     other = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
     other.start()
@@ -50,5 +50,5 @@ def test_nobody_else_s_threads_are_changed(threads):
 
 def test_an_error_reaches_the_caller(threads):
     with pytest.raises(ZeroDivisionError):
-        side_by_side([lambda: 1, lambda: 1 / 0])
-    assert side_by_side([lambda: 1, lambda: 2]) == [1, 2]
+        run_together([lambda: 1, lambda: 1 / 0])
+    assert run_together([lambda: 1, lambda: 2]) == [1, 2]

@@ -1,4 +1,6 @@
-"""The bidirectional rule against diffusers' SanaWMTransformer3DModel, on the same random weights in one run."""
+"""The bidirectional rule against diffusers' SanaWMTransformer3DModel, on the same random weights in one
+run.
+"""
 
 import pytest
 import torch
@@ -6,13 +8,14 @@ from tiny_networks import clip, tiny_config, tiny_network
 
 from sana_wm_env.model.config import TransformerConfig, WorldConfig
 from sana_wm_env.model.network.transformer import Transformer
-from sana_wm_env.model.storage.checkpoint import convert, load_transformer, write_config, write_transformer
-from sana_wm_env.model.storage.published import open_folder, read_config
+from sana_wm_env.model.storage.layouts import open_folder, read_config
+from sana_wm_env.model.storage.worlds import convert, load_transformer, write_config, write_transformer
 
 diffusers = pytest.importorskip("diffusers", minversion="0.42.1")
 
-# Its numerics (model/README.md section 12): the clamp in every block, and a camera softmax scaled by the padded head size, which is
-# the head size itself for 32 and 64. Its softmax runs in bfloat16 wherever it is given float32; `whole_precision` undoes that.
+# Its numerics (model/README.md section 12): the clamp in every block, and a camera softmax scaled by the
+# padded head size, which is the head size itself for 32 and 64. Its softmax runs in bfloat16 wherever it is
+# given float32; `whole_precision` undoes that.
 CONFIGS = {
     "3 delta-rule blocks to 1 softmax, 4 latents": (tiny_config(width=64, cam_rms_clamp="all"), 4, 0.1),
     "1 to 1, 7 latents, walking fast": (
@@ -40,13 +43,18 @@ def write(folder, network: Transformer, layout: str):
 
 def theirs(folder):
     """Opened by their own loader, which reports what it misses."""
-    model, report = diffusers.SanaWMTransformer3DModel.from_pretrained(folder / "transformer", output_loading_info=True)
+    model, report = diffusers.SanaWMTransformer3DModel.from_pretrained(
+        folder / "transformer", output_loading_info=True
+    )
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model.eval()
 
 
-def velocities(network: Transformer, other, given: dict[str, torch.Tensor], timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    text, cameras = network.text_context(given["text"], given["mask"]), network.camera_context(given["camera"], given["plucker"])
+def velocities(
+    network: Transformer, other, given: dict[str, torch.Tensor], timestep: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    text = network.text_context(given["text"], given["mask"])
+    cameras = network.camera_context(given["camera"], given["plucker"])
     ours = network(given["x"], timestep, text, cameras)
     data = {"camera_conditions": given["camera"].float(), "chunk_plucker": given["plucker"].float()}
     return ours, other(given["x"], timestep[:, None], given["text"][:, None], given["mask"], **data).sample
@@ -67,9 +75,14 @@ def test_velocities_agree(tmp_path, whole_precision, name):
 
 @torch.no_grad()
 def test_the_numerics_switches_are_what_differs(tmp_path, whole_precision):
-    given = {key: t.float() if t.is_floating_point() else t for key, t in clip(4, dtype=torch.float32, step_m=5.0).items()}
+    given = {
+        key: t.float() if t.is_floating_point() else t
+        for key, t in clip(4, dtype=torch.float32, step_m=5.0).items()
+    }
     network = tiny_network(torch.float32, width=64)
-    ours, reference = velocities(network, theirs(write(tmp_path, network, "diffusers")), given, torch.full((1, 4), 500.0))
+    ours, reference = velocities(
+        network, theirs(write(tmp_path, network, "diffusers")), given, torch.full((1, 4), 500.0)
+    )
     assert (ours - reference).abs().max() > 1e-3
 
 
@@ -82,7 +95,11 @@ def test_what_diffusers_writes_opens_here(tmp_path):
     config = read_config(tmp_path / "second")
     assert config.transformer.width == 64 and config.transformer.text_tokens == 300
     loaded = load_transformer(tmp_path / "second", config).state_dict()
-    assert all(torch.equal(loaded[key], t) for key, t in network.state_dict().items() if not key.endswith(("pos_embed", "y_embedding")))
+    assert all(
+        torch.equal(loaded[key], t)
+        for key, t in network.state_dict().items()
+        if not key.endswith(("pos_embed", "y_embedding"))
+    )
     convert(folder, tmp_path / "native", config, "native")
     again = load_transformer(tmp_path / "native", read_config(tmp_path / "native")).state_dict()
     assert all(torch.equal(loaded[key], t) for key, t in again.items())

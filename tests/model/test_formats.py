@@ -26,7 +26,9 @@ from sana_wm_env.model.kernels.formats import (
 from sana_wm_env.native import find_compiler
 
 ml_dtypes = pytest.importorskip("ml_dtypes", reason="an independent implementation: pip install ml-dtypes")
-kitchen = pytest.importorskip("comfy_kitchen.backends.eager.quantization", reason="another one: pip install comfy-kitchen")
+kitchen = pytest.importorskip(
+    "comfy_kitchen.backends.eager.quantization", reason="another one: pip install comfy-kitchen"
+)
 from comfy_kitchen.float_utils import from_blocked, to_blocked  # noqa: E402
 
 ROWS, COLUMNS = 1000, 1024  # 1,024,000 values
@@ -35,7 +37,9 @@ ROWS, COLUMNS = 1000, 1024  # 1,024,000 values
 def draw(*shape: int, spread: float = 0.0, seed: int = 0) -> Tensor:
     """Normal numbers, each row times a factor that is log-normal with this spread."""
     made = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=made) * torch.exp(spread * torch.randn(*shape[:-1], 1, generator=made))
+    return torch.randn(shape, generator=made) * torch.exp(
+        spread * torch.randn(*shape[:-1], 1, generator=made)
+    )
 
 
 def bits(x: Tensor) -> Tensor:
@@ -53,15 +57,21 @@ def test_all_codes_times_all_scales_are_the_products_of_ml_dtypes():
     """16 codes of E2M1 by 255 scales of E4M3, and 255 codes of E4M3 by 255 scales of E8M0 that are no NaN."""
     codes = np.arange(16, dtype=np.uint8)
     fours = codes.view(ml_dtypes.float4_e2m1fn).astype(np.float64)
-    pairs = torch.from_numpy(np.stack([codes[0::2] | codes[1::2] << 4] * 256))  # (256, 8) bytes: all 16 codes in every row
+    pairs = torch.from_numpy(
+        np.stack([codes[0::2] | codes[1::2] << 4] * 256)
+    )  # (256, 8) bytes: all 16 codes in every row
     eights = np.arange(256, dtype=np.uint8)
     scales = torch.from_numpy(eights)[:, None].view(torch.float8_e4m3fn)
     wanted = fours * eights.view(ml_dtypes.float8_e4m3fn).astype(np.float64)[:, None]
     assert np.array_equal(unpack(pairs, scales, "nvfp4").double().numpy(), wanted, equal_nan=True)
 
-    numbers = torch.from_numpy(np.stack([eights] * 255)).view(torch.float8_e4m3fn)  # (255, 256): eight blocks of 32
+    numbers = torch.from_numpy(np.stack([eights] * 255)).view(
+        torch.float8_e4m3fn
+    )  # (255, 256): eight blocks of 32
     powers = torch.from_numpy(np.repeat(eights[:255, None], 8, 1)).view(torch.float8_e8m0fnu)
-    wanted = eights.view(ml_dtypes.float8_e4m3fn).astype(np.float64) * np.ldexp(1.0, eights[:255, None].astype(int) - 127)
+    wanted = eights.view(ml_dtypes.float8_e4m3fn).astype(np.float64) * np.ldexp(
+        1.0, eights[:255, None].astype(int) - 127
+    )
     with np.errstate(over="ignore"):
         wanted = wanted.astype(np.float32).astype(np.float64)  # the largest powers leave float32
     assert np.array_equal(unpack(numbers, powers, "mxfp8").double().numpy(), wanted, equal_nan=True)
@@ -74,7 +84,9 @@ def test_every_byte_of_two_codes_comes_back():
 
 def test_e2m1_rounds_as_ml_dtypes_does_at_every_tie_and_beside_it():
     ties = np.array([(a + b) / 2 for a, b in pairwise(E2M1)], np.float32)
-    points = np.concatenate([ties, np.nextafter(ties, np.float32(9)), np.nextafter(ties, np.float32(0)), np.float32(E2M1)])
+    points = np.concatenate(
+        [ties, np.nextafter(ties, np.float32(9)), np.nextafter(ties, np.float32(0)), np.float32(E2M1)]
+    )
     points = np.concatenate([points, -points])
     wanted = points.astype(ml_dtypes.float4_e2m1fn)
     found = encode_e2m1(round_e2m1(torch.from_numpy(points)).view(1, -1))
@@ -88,11 +100,17 @@ def test_a_million_values_in_nvfp4_equal_those_of_comfy_kitchen(spread):
     codes, scales = kitchen.quantize_nvfp4(x, x.abs().max() / (448 * 6), hi_first=False)
     scales = from_blocked(scales, ROWS, COLUMNS // 16)
     ours = pack(x, "nvfp4")
-    assert torch.equal(bits(ours.block_scales), bits(scales)) and torch.equal(decode_e2m1(ours.numbers), decode_e2m1(codes))
+    assert torch.equal(bits(ours.block_scales), bits(scales)) and torch.equal(
+        decode_e2m1(ours.numbers), decode_e2m1(codes)
+    )
     alive = (scales.float() != 0).repeat_interleave(8, 1)
     assert alive.any() and torch.equal(ours.numbers[alive], codes[alive])
-    theirs = kitchen.dequantize_nvfp4(codes, ours.scale, to_blocked(scales, flatten=False), torch.float32, hi_first=False)
-    assert torch.allclose(unpack(ours.numbers, ours.block_scales, "nvfp4") * ours.scale, theirs, rtol=3e-7, atol=0)
+    theirs = kitchen.dequantize_nvfp4(
+        codes, ours.scale, to_blocked(scales, flatten=False), torch.float32, hi_first=False
+    )
+    assert torch.allclose(
+        unpack(ours.numbers, ours.block_scales, "nvfp4") * ours.scale, theirs, rtol=3e-7, atol=0
+    )
 
 
 @pytest.mark.parametrize("spread", [0.0, 3.0])
@@ -112,7 +130,9 @@ def test_a_million_values_in_fp8_and_int8_equal_those_of_numpy(spread):
     fp8, int8 = pack(x, "fp8"), pack(x, "int8")
     scale = largest / np.float32(448)
     theirs = np.clip(numbers / scale, -448, 448).astype(ml_dtypes.float8_e4m3fn)
-    assert np.array_equal(bits(fp8.numbers).numpy(), theirs.view(np.uint8)) and np.array_equal(fp8.scale.numpy(), scale)
+    assert np.array_equal(bits(fp8.numbers).numpy(), theirs.view(np.uint8)) and np.array_equal(
+        fp8.scale.numpy(), scale
+    )
     codes, scales = kitchen.quantize_int8_rowwise(x)
     assert torch.equal(int8.numbers, codes) and torch.equal(int8.scale, scales)
     assert np.array_equal(int8.numbers.numpy(), np.rint(numbers / (largest / np.float32(127))))
@@ -128,12 +148,16 @@ def test_torchao_reads_our_bytes_alike():
     x = draw(96, 64, spread=1.0)
     codes, blocks, scale = pack(x, "nvfp4")
     theirs = NVFP4Tensor(codes, blocks, 16, torch.float32, scale).dequantize(torch.float32)
-    assert torch.equal(theirs, values("nvfp4", x[None])[0]) or torch.allclose(theirs, values("nvfp4", x[None])[0], rtol=3e-7, atol=0)
+    assert torch.equal(theirs, values("nvfp4", x[None])[0]) or torch.allclose(
+        theirs, values("nvfp4", x[None])[0], rtol=3e-7, atol=0
+    )
     codes, _, scale = pack(x, "fp8")
     theirs = Float8Tensor(codes, scale, [1, 64], dtype=torch.float32).dequantize(torch.float32)
     assert torch.equal(theirs, values("fp8", x[None])[0])
     codes, blocks, _ = pack(x, "mxfp8")
-    theirs = MXTensor(codes, blocks, torch.float8_e4m3fn, 32, torch.float32, KernelPreference.EMULATED, None, False)
+    theirs = MXTensor(
+        codes, blocks, torch.float8_e4m3fn, 32, torch.float32, KernelPreference.EMULATED, None, False
+    )
     assert torch.equal(theirs.dequantize(torch.float32), values("mxfp8", x[None])[0])
 
 
@@ -144,7 +168,12 @@ def bound(precision: str, x: Tensor) -> Tensor:
         return row / 254
     if precision == "fp8":
         return x.abs() / 16 + 2.2e-6 * row
-    block = x.unflatten(-1, (-1, FORMATS[precision].block)).abs().amax(-1).repeat_interleave(FORMATS[precision].block, -1)
+    block = (
+        x.unflatten(-1, (-1, FORMATS[precision].block))
+        .abs()
+        .amax(-1)
+        .repeat_interleave(FORMATS[precision].block, -1)
+    )
     if precision == "mxfp8":
         return x.abs() / 16 + 4.4e-6 * block
     return 0.178 * block + 2.2e-6 * x.abs().amax((1, 2), keepdim=True)
@@ -155,7 +184,10 @@ def bound(precision: str, x: Tensor) -> Tensor:
 def test_no_error_is_above_the_stated_one(precision, factor):
     x = draw(3, 64, 256, spread=2.0) * factor
     found = values(precision, x)
-    assert found.isfinite().all() and ((found.double() - x.double()).abs() <= bound(precision, x.double()) * (1 + 1e-5)).all()
+    assert (
+        found.isfinite().all()
+        and ((found.double() - x.double()).abs() <= bound(precision, x.double()) * (1 + 1e-5)).all()
+    )
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -189,13 +221,17 @@ def test_scales_lie_as_tensor_cores_read_them():
 
 def test_fp8_by_torch_s_scaled_product_is_the_exact_one_but_for_the_order_of_its_sums():
     """The call that a GPU gets, on a CPU, which has this one."""
-    x, weight, bias = draw(2, 3, 48, 64, spread=1.0).bfloat16(), pack(draw(32, 64, seed=1), "fp8"), draw(32, seed=2)
+    x = draw(2, 3, 48, 64, spread=1.0).bfloat16()
+    weight = pack(draw(32, 64, seed=1), "fp8")
+    bias = draw(32, seed=2)
     numbers, _, scale = FORMATS["fp8"].cut(x)
     exact = F.linear(numbers, weight.numbers.float()) * scale * weight.scale.flatten()
     found = tensor_cores.multiply(x, weight, None, "fp8")
     assert found.dtype == torch.bfloat16 and (found == exact.bfloat16()).float().mean() > 0.99
     assert torch.allclose(found.float(), exact, rtol=2**-8, atol=1e-5)
-    assert torch.equal(tensor_cores.multiply(torch.zeros_like(x), weight, bias, "fp8"), bias.bfloat16().expand(2, 3, 48, 32))
+    assert torch.equal(
+        tensor_cores.multiply(torch.zeros_like(x), weight, bias, "fp8"), bias.bfloat16().expand(2, 3, 48, 32)
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp8", "mxfp8", "nvfp4"])
@@ -205,9 +241,15 @@ def test_torch_accepts_the_call_for_tensor_cores(precision):
         weight = pack(torch.empty(2240, 2240), precision)
         if weight.block_scales is not None:
             weight = weight._replace(block_scales=tensor_cores.swizzle(weight.block_scales))
-        out = tensor_cores.multiply(torch.empty(2, 3, 880, 2240, dtype=torch.bfloat16), weight, torch.empty(2240), precision)
+        out = tensor_cores.multiply(
+            torch.empty(2, 3, 880, 2240, dtype=torch.bfloat16), weight, torch.empty(2240), precision
+        )
         assert out.shape == (2, 3, 880, 2240) and out.dtype == torch.bfloat16
-        short = weight._replace(scale=weight.scale[:-5]) if precision == "fp8" else weight._replace(block_scales=weight.block_scales[:-512])
+        short = (
+            weight._replace(scale=weight.scale[:-5])
+            if precision == "fp8"
+            else weight._replace(block_scales=weight.block_scales[:-512])
+        )
         with pytest.raises((ValueError, RuntimeError), match="must have"):  # the checks are there
             tensor_cores.multiply(torch.empty(2, 3, 880, 2240, dtype=torch.bfloat16), short, None, precision)
 
@@ -221,7 +263,12 @@ def test_compiled_rounding_is_the_plain_one(precision):
         assert (ours is None and plain is None) or torch.equal(bits(ours), bits(plain))
 
 
-CARDS = {"NVIDIA A100": (8, 0), "NVIDIA H100": (9, 0), "NVIDIA B200": (10, 0), "NVIDIA GeForce RTX 5090": (12, 0)}
+CARDS = {
+    "NVIDIA A100": (8, 0),
+    "NVIDIA H100": (9, 0),
+    "NVIDIA B200": (10, 0),
+    "NVIDIA GeForce RTX 5090": (12, 0),
+}
 
 
 @pytest.mark.parametrize("precision, card", list(product(PRECISIONS, CARDS)))

@@ -3,8 +3,8 @@ import torch
 from tiny_networks import clip, tiny_network
 from torch import Tensor
 
-from sana_wm_env.model.network.camera_branch import mean_growth, move, ray_matrices
 from sana_wm_env.model.network.gated_delta import last_frames, scan, short_conv, transitions
+from sana_wm_env.model.network.rays import mean_growth, move, ray_matrices
 
 B, T, S, H, D, C = 2, 7, 6, 2, 8, 16
 SPANS = ((0, 4), (4, 7))
@@ -14,9 +14,12 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def plain_scan(keys: Tensor, values: Tensor, beta: Tensor, decay: Tensor, spans, initial: Tensor) -> tuple[Tensor, Tensor]:
+def plain_scan(
+    keys: Tensor, values: Tensor, beta: Tensor, decay: Tensor, spans, initial: Tensor
+) -> tuple[Tensor, Tensor]:
     """The recurrence as it is written in the paper, one head and one frame after the other."""
-    states, last = torch.zeros(B, T, H, D, D, dtype=torch.float64), torch.zeros(B, H, D, D, dtype=torch.float64)
+    states = torch.zeros(B, T, H, D, D, dtype=torch.float64)
+    last = torch.zeros(B, H, D, D, dtype=torch.float64)
     for b in range(B):
         for h in range(H):
 
@@ -48,7 +51,9 @@ def test_the_scan_equals_the_written_recurrence(spans):
     for a, b in zip(ours, plain_scan(keys, values, beta, decay, spans, initial), strict=True):
         assert torch.allclose(a, b, atol=1e-12)
     from_zero = scan(transition, values.mT @ weighted, spans, None)
-    assert torch.allclose(from_zero[0], scan(transition, values.mT @ weighted, spans, torch.zeros_like(initial))[0])
+    assert torch.allclose(
+        from_zero[0], scan(transition, values.mT @ weighted, spans, torch.zeros_like(initial))[0]
+    )
 
 
 @pytest.mark.parametrize("carried", [False, True])
@@ -103,9 +108,13 @@ def test_ray_transforms_cancel_and_see_only_relative_poses():
     assert torch.allclose(back, x, atol=1e-10)
     # the same walk seen from another world frame
     elsewhere = torch.linalg.matrix_exp(
-        0.3 * torch.triu(torch.ones(4, 4, dtype=torch.float64), 1) * torch.tensor([[1.0, 1, 1, 1]] * 3 + [[0] * 4])
+        0.3
+        * torch.triu(torch.ones(4, 4, dtype=torch.float64), 1)
+        * torch.tensor([[1.0, 1, 1, 1]] * 3 + [[0] * 4])
     )
-    elsewhere[:3, :3] = torch.linalg.qr(elsewhere[:3, :3]).Q * torch.linalg.qr(elsewhere[:3, :3]).R.diagonal().sign()
+    elsewhere[:3, :3] = (
+        torch.linalg.qr(elsewhere[:3, :3]).Q * torch.linalg.qr(elsewhere[:3, :3]).R.diagonal().sign()
+    )
     moved = given["camera"].clone()
     moved[..., :16] = (elsewhere @ given["camera"][..., :16].unflatten(-1, (4, 4))).flatten(-2)
     products = []
@@ -113,5 +122,7 @@ def test_ray_transforms_cancel_and_see_only_relative_poses():
         rays, rays_inv = ray_matrices(camera, 2, 3)
         assert torch.allclose(rays @ rays_inv, torch.eye(4, dtype=torch.float64).expand_as(rays), atol=1e-12)
         flat = rays.flatten(1, 2)
-        products.append(flat[:, :, None] @ rays_inv.flatten(1, 2)[:, None])  # P_q P_k^-1 for all pairs of tokens
+        products.append(
+            flat[:, :, None] @ rays_inv.flatten(1, 2)[:, None]
+        )  # P_q P_k^-1 for all pairs of tokens
     assert torch.allclose(*products, atol=1e-10)

@@ -1,4 +1,6 @@
-"""The Gemma-2 text encoder with a tiny random model: which tokens are chosen, what is kept on disk, what is refused."""
+"""The Gemma-2 text encoder with a tiny random model: which tokens are chosen, what is kept on disk, what is
+refused.
+"""
 
 import json
 import shutil
@@ -66,7 +68,9 @@ def test_the_null_prompt_has_no_instruction(encoder, model):
 
 def test_a_prompt_does_not_depend_on_its_neighbours(encoder, tmp_path, model):
     both, _ = encoder.encode(["a red box", "a tall wide green pillar"])
-    alone, _ = GemmaTextEncoder(CONFIG, model, dtype=torch.float32, cache=tmp_path / "other").encode(["a tall wide green pillar"])
+    alone, _ = GemmaTextEncoder(CONFIG, model, dtype=torch.float32, cache=tmp_path / "other").encode(
+        ["a tall wide green pillar"]
+    )
     assert torch.equal(both[1:], alone) and not torch.equal(both[0], both[1])
 
 
@@ -76,14 +80,18 @@ def test_what_was_encoded_once_needs_no_model(encoder, model, tmp_path):
     found = again.encode(["a red box", ""])
     assert again._loaded is None
     assert all(torch.equal(a, b) for a, b in zip(first, found, strict=True))
-    assert sorted(path.suffix for path in (tmp_path / "text").iterdir()) == [".safetensors"] * 2  # and no half-written file
+    assert (
+        sorted(path.suffix for path in (tmp_path / "text").iterdir()) == [".safetensors"] * 2
+    )  # and no half-written file
 
 
 def test_a_damaged_file_is_made_again(encoder, model, tmp_path):
     first, _ = encoder.encode(["a red box"])
     (file,) = (tmp_path / "text").iterdir()
     file.write_bytes(file.read_bytes()[:20])
-    assert torch.equal(GemmaTextEncoder(CONFIG, model, dtype=torch.float32, cache=tmp_path).encode(["a red box"])[0], first)
+    assert torch.equal(
+        GemmaTextEncoder(CONFIG, model, dtype=torch.float32, cache=tmp_path).encode(["a red box"])[0], first
+    )
 
 
 def test_another_model_instruction_length_or_dtype_shares_nothing_on_disk(encoder, model, tmp_path):
@@ -128,7 +136,9 @@ def test_a_model_that_does_not_fit_is_refused(model, tmp_path):
     tensors = load_file(broken / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, broken / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"broken is not complete: missing layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(
+        CheckpointError, match=r"broken is not complete: missing layers\.1\.mlp\.up_proj\.weight"
+    ):
         GemmaTextEncoder(CONFIG, broken, cache=tmp_path).encode(["a red box"])
     (broken / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="broken cannot be read as a Gemma-2 text encoder"):

@@ -16,7 +16,9 @@ BOTH = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str
 
 def draw(*shape: int, spread: float = 0.0, seed: int = 0) -> Tensor:
     made = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=made) * torch.exp(spread * torch.randn(*shape[:-1], 1, generator=made))
+    return torch.randn(shape, generator=made) * torch.exp(
+        spread * torch.randn(*shape[:-1], 1, generator=made)
+    )
 
 
 @BOTH
@@ -45,8 +47,11 @@ def test_a_layer_is_the_plain_one(dtype, bias):
 
 @torch.inference_mode()
 def test_zeros_infinities_and_faults_go_through_as_in_the_plain_one():
-    layer, x = QuantizedLinear(draw(96, 64) / 8, nn.Parameter(draw(96), requires_grad=False), "int8"), draw(1, 4, 64)
+    layer = QuantizedLinear(draw(96, 64) / 8, nn.Parameter(draw(96), requires_grad=False), "int8")
+    x = draw(1, 4, 64)
     x[0, 0], x[0, 1, 3], x[0, 2, 5], x[0, 3, 7] = 0, torch.inf, -torch.inf, torch.nan
     found = layer(x)
-    assert torch.equal(found[0, 0], layer.bias) and found[0, :3].isfinite().all() and found[0, 3].isnan().all()
+    assert (
+        torch.equal(found[0, 0], layer.bias) and found[0, :3].isfinite().all() and found[0, 3].isnan().all()
+    )
     assert torch.allclose(found[0, :3], layer._multiply(x)[0, :3], rtol=1e-5, atol=1e-5)

@@ -1,4 +1,6 @@
-"""Every compiled operation against the plain function that it must equal, forward and gradient, at both dtypes."""
+"""Every compiled operation against the plain function that it must equal, forward and gradient, at both
+dtypes.
+"""
 
 from dataclasses import fields, replace
 
@@ -35,34 +37,63 @@ def keys(seed: int) -> Tensor:
 
 
 CASES = {
-    "linear": (lambda ops, x, w, b: ops.linear(x, w, b), (draw(B, T, S, C), draw(E, C, seed=1), draw(E, seed=2))),
-    "pack": (lambda ops, x, w, b: ops.linear(x, ops.pack(w) if not w.requires_grad else w, b), (draw(B, T, S, C), draw(E, C), draw(E))),
+    "linear": (
+        lambda ops, x, w, b: ops.linear(x, w, b),
+        (draw(B, T, S, C), draw(E, C, seed=1), draw(E, seed=2)),
+    ),
+    "pack": (
+        lambda ops, x, w, b: ops.linear(x, ops.pack(w) if not w.requires_grad else w, b),
+        (draw(B, T, S, C), draw(E, C), draw(E)),
+    ),
     "linear without bias": (lambda ops, x, w: ops.linear(x, w), (draw(B, T, S, C), draw(E, C, seed=1))),
     "linear of columns": (
         lambda ops, x, w, b: ops.linear(x.chunk(2, -1)[1], w, b),
         (draw(B, T, S, 2 * C), draw(4, C, seed=1), draw(4, seed=2)),
     ),
-    "silu_linear": (lambda ops, x, w, b: ops.silu_linear(x, w, b), (draw(B, T, S, C), draw(E, C, seed=1, like=0.1), draw(E, seed=2))),
-    "linear_onto": (lambda ops, y, x, w, b: ops.linear_onto(y, x, w, b), (draw(B, T, S, E, seed=3), draw(B, T, S, C), draw(E, C), draw(E))),
+    "silu_linear": (
+        lambda ops, x, w, b: ops.silu_linear(x, w, b),
+        (draw(B, T, S, C), draw(E, C, seed=1, like=0.1), draw(E, seed=2)),
+    ),
+    "linear_onto": (
+        lambda ops, y, x, w, b: ops.linear_onto(y, x, w, b),
+        (draw(B, T, S, E, seed=3), draw(B, T, S, C), draw(E, C), draw(E)),
+    ),
     "rms_norm": (lambda ops, x, w: ops.rms_norm(x, w, 1e-5), (draw(B, T, S, C), draw(C, seed=1))),
-    "rms_norm, relu, scale": (lambda ops, x, w: ops.rms_norm(x, w, 1e-5, True, 0.3), (draw(B, T, S, C), draw(C, seed=1))),
-    "rms_norm of a chunk": (lambda ops, x, w: ops.rms_norm(x.chunk(3, -1)[1], w, 1e-5, True), (draw(B, T, S, 3 * C), draw(C, seed=1))),
-    "modulate": (lambda ops, x, rows: ops.modulate(x, *rows.unbind(2)), (draw(B, T, S, C), draw(B, T, 2, 1, C, seed=1))),
+    "rms_norm, relu, scale": (
+        lambda ops, x, w: ops.rms_norm(x, w, 1e-5, True, 0.3),
+        (draw(B, T, S, C), draw(C, seed=1)),
+    ),
+    "rms_norm of a chunk": (
+        lambda ops, x, w: ops.rms_norm(x.chunk(3, -1)[1], w, 1e-5, True),
+        (draw(B, T, S, 3 * C), draw(C, seed=1)),
+    ),
+    "modulate": (
+        lambda ops, x, rows: ops.modulate(x, *rows.unbind(2)),
+        (draw(B, T, S, C), draw(B, T, 2, 1, C, seed=1)),
+    ),
     "modulate, rows apart": (
         lambda ops, x, a, b: ops.modulate(x, a, b),
         (draw(B, T, S, C), draw(B, T, 1, C, seed=1), draw(B, T, 1, C, seed=2)),
     ),
-    "gated_sum": (lambda ops, *x: ops.gated_sum(*x), (draw(B, T, S, C), draw(B, T, S, C, seed=1), draw(B, T, S, C, seed=2))),
+    "gated_sum": (
+        lambda ops, *x: ops.gated_sum(*x),
+        (draw(B, T, S, C), draw(B, T, S, C, seed=1), draw(B, T, S, C, seed=2)),
+    ),
     "gated_sum of a chunk": (
         lambda ops, g, a, b: ops.gated_sum(g.chunk(3, -1)[1], a, b),
         (draw(B, T, S, 3 * C), draw(B, T, S, C, seed=1), draw(B, T, S, C, seed=2)),
     ),
-    "gated_mix": (lambda ops, x, w, b: ops.gated_mix(x, GRID, w, b), (draw(B, T, S, E), draw(E, 1, 3, 3, seed=1), draw(E, seed=2))),
+    "gated_mix": (
+        lambda ops, x, w, b: ops.gated_mix(x, GRID, w, b),
+        (draw(B, T, S, E), draw(E, 1, 3, 3, seed=1), draw(E, seed=2)),
+    ),
     "rotate": (lambda ops, x: ops.rotate(x, table(D)), (draw(B, T, S, H, D),)),
     "rotate back": (lambda ops, x: ops.rotate(x, table(D), -1.0), (draw(B, T, S, H, D),)),
     "move": (lambda ops, x: ops.move(x, draw(B, T, S, 4, 4, seed=3), table(D // 2)), (draw(B, T, S, H, D),)),
     "move of a chunk": (
-        lambda ops, x: ops.move(x.chunk(3, -1)[2].unflatten(-1, (H, D)), draw(B, T, S, 4, 4, seed=3).mT, table(D // 2), -1.0),
+        lambda ops, x: ops.move(
+            x.chunk(3, -1)[2].unflatten(-1, (H, D)), draw(B, T, S, 4, 4, seed=3).mT, table(D // 2), -1.0
+        ),
         (draw(B, T, S, 3 * C),),
     ),
     "mean_growth": (lambda ops, a, b: ops.mean_growth(a, b), (keys(1), keys(2))),
@@ -75,7 +106,9 @@ CASES = {
         (draw(B, 101, H, D), *(draw(B, H, n, D, seed=n + i) for i in (0, 1) for n in (21, 8))),
     ),
     "attend, masked": (
-        lambda ops, q, k, v: ops.attend(q, [k], [v], 0.2, torch.arange(21)[None, None, None] < torch.tensor([3, 21])[:, None, None, None]),
+        lambda ops, q, k, v: ops.attend(
+            q, [k], [v], 0.2, torch.arange(21)[None, None, None] < torch.tensor([3, 21])[:, None, None, None]
+        ),
         (draw(B, 37, H, D), draw(B, H, 21, D, seed=1), draw(B, H, 21, D, seed=2)),
     ),
     "attend, large scores": (
@@ -98,8 +131,9 @@ for name, spans in SPANS.items():
                     [
                         part.flatten()
                         for part in ops.delta_rule(
-                            q, k, v.chunk(3, -1)[1].unflatten(-1, (H, D)), beta, g, table(D) if turned else None,
-                            Execution(spans), *((m, z if turned else None) if carried else (None, None)),
+                            q, k, v.chunk(3, -1)[1].unflatten(-1, (H, D)), beta, g,
+                            table(D) if turned else None, Execution(spans),
+                            *((m, z if turned else None) if carried else (None, None)),
                         )
                         if part is not None
                     ]
@@ -111,7 +145,9 @@ for name, spans in SPANS.items():
             )  # fmt: skip
 
 
-def outcome(ops, name: str, dtype: torch.dtype, gradient: bool, plain_dtype: torch.dtype | None = None) -> list[Tensor]:
+def outcome(
+    ops, name: str, dtype: torch.dtype, gradient: bool, plain_dtype: torch.dtype | None = None
+) -> list[Tensor]:
     """The result of an operation, or its gradients for a gradient that is drawn."""
     function, inputs = CASES[name]
     inputs = [x.to(dtype).to(plain_dtype or dtype).detach().requires_grad_(gradient) for x in inputs]
@@ -119,7 +155,11 @@ def outcome(ops, name: str, dtype: torch.dtype, gradient: bool, plain_dtype: tor
         out = function(ops, *inputs)
     if not gradient:
         return [out]
-    return [g for g in torch.autograd.grad(out, inputs, draw(*out.shape, seed=8).to(out.dtype), allow_unused=True) if g is not None]
+    return [
+        g
+        for g in torch.autograd.grad(out, inputs, draw(*out.shape, seed=8).to(out.dtype), allow_unused=True)
+        if g is not None
+    ]
 
 
 @compiled
@@ -129,7 +169,13 @@ def outcome(ops, name: str, dtype: torch.dtype, gradient: bool, plain_dtype: tor
 def test_operations_equal_plain_ones(name, dtype, gradient):
     """The reference is the plain function in float64, at the same inputs."""
     ops = (
-        replace(FAST, pack=linear.pack, linear=linear.linear, silu_linear=linear.silu_linear, linear_onto=linear.linear_onto)
+        replace(
+            FAST,
+            pack=linear.pack,
+            linear=linear.linear,
+            silu_linear=linear.silu_linear,
+            linear_onto=linear.linear_onto,
+        )
         if linear.has_onednn()
         else FAST
     )
@@ -146,7 +192,9 @@ def test_heads_of_any_legal_size_have_compiled_operations():
     """24 is no multiple of the widest vectors: narrower ones are compiled for it."""
     x, angles = draw(B, T, S, 2, 24), table(24)
     ours = select_operations(48, 24, 96, CPU, torch.float32)
-    assert ours.rotate is not PLAIN.rotate and torch.allclose(ours.rotate(x, angles), PLAIN.rotate(x, angles), atol=1e-6)
+    assert ours.rotate is not PLAIN.rotate and torch.allclose(
+        ours.rotate(x, angles), PLAIN.rotate(x, angles), atol=1e-6
+    )
 
 
 def test_a_packed_weight_is_used_as_long_as_it_is_what_it_was():
@@ -164,7 +212,9 @@ def test_a_packed_weight_is_used_as_long_as_it_is_what_it_was():
 @compiled
 def test_every_operation_has_a_compiled_form_and_a_case():
     assert [
-        f.name for f in fields(FAST) if getattr(FAST, f.name) is getattr(PLAIN, f.name) and f.name != "pack" and "linear" not in f.name
+        f.name
+        for f in fields(FAST)
+        if getattr(FAST, f.name) is getattr(PLAIN, f.name) and f.name != "pack" and "linear" not in f.name
     ] == []
     assert {f.name for f in fields(PLAIN)} == {name.split(",")[0].split()[0] for name in CASES}
 

@@ -1,4 +1,6 @@
-"""The LTX-2 autoencoder against diffusers' own: the published architecture at a thirty-second of its width, random weights."""
+"""The LTX-2 autoencoder against diffusers' own: the published architecture at a thirty-second of its width,
+random weights.
+"""
 
 import pytest
 import torch
@@ -10,7 +12,11 @@ from diffusers import AutoencoderKLLTX2Video
 from sana_wm_env.model.codecs.ltx2 import LTX2Autoencoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SMALL = {"latent_channels": 4, "block_out_channels": (8, 16, 32, 64), "decoder_block_out_channels": (8, 16, 32)}
+SMALL = {
+    "latent_channels": 4,
+    "block_out_channels": (8, 16, 32, 64),
+    "decoder_block_out_channels": (8, 16, 32),
+}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +78,9 @@ def test_the_state_has_the_published_size(autoencoder):
     # the published sizes are 32 times as wide, on a grid of 22 x 40
     assert counts == {(4, 2, 2): 1, (32, 2, 2): 11, (16, 4, 4): 11, (8, 8, 8): 11, (4, 16, 16): 11}
     assert all(t.shape[:1] + t.shape[2:3] == (1, 2) for t in state)
-    assert all(t.untyped_storage().nbytes() == t.numel() * t.element_size() for t in state)  # none keeps a larger tensor alive
+    assert all(
+        t.untyped_storage().nbytes() == t.numel() * t.element_size() for t in state
+    )  # none keeps a larger tensor alive
 
 
 def test_a_state_is_never_written_and_goes_on_twice_the_same(autoencoder):
@@ -126,7 +134,9 @@ def test_bad_input_is_refused(autoencoder):
     _, state = autoencoder.decode(latents(1))
     with pytest.raises(ValueError, match=r"decoder state of 44 tensors .* wanted the 45 tensors"):
         autoencoder.decode(latents(3), state[:-1])
-    with pytest.raises(ValueError, match="got 2 rows of latents and a decoder state of 45 tensors with 1 rows"):
+    with pytest.raises(
+        ValueError, match="got 2 rows of latents and a decoder state of 45 tensors with 1 rows"
+    ):
         autoencoder.decode(latents(3, batch=2), state)
 
 
@@ -146,7 +156,9 @@ def test_a_decoder_that_cannot_stream_is_refused(setting, said):
 
 @pytest.mark.slow
 def test_the_published_width_decodes_in_pieces_as_whole(tmp_path):
-    """528 million weights, 2 GB in float32, on a grid of 2 x 2; in mid-stream the state goes to a file. Run it with -s for the figure."""
+    """528 million weights, 2 GB in float32, on a grid of 2 x 2; in mid-stream the state goes to a file. Run
+    it with -s for the figure.
+    """
     with torch.device("meta"):
         ours = LTX2Autoencoder()
     decoder = ours.decoder.to_empty(device="cpu").requires_grad_(False)

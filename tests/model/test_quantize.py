@@ -18,16 +18,16 @@ from torch.nn import functional as F
 import sana_wm_env  # noqa: F401  # registers the ids
 from sana_wm_env import cli
 from sana_wm_env.model.config import preset
-from sana_wm_env.model.fit import need, weight_bytes
 from sana_wm_env.model.kernels.formats import PRECISIONS, Precision, unpack
 from sana_wm_env.model.kernels.operations import Linear
 from sana_wm_env.model.kernels.quantized import QuantizedLinear
+from sana_wm_env.model.memory import need, weight_bytes
 from sana_wm_env.model.network.feed_forward import Pointwise
 from sana_wm_env.model.network.transformer import Transformer
 from sana_wm_env.model.quantize import LAYERS, PUBLISHED, count_bytes, find_layers, find_precision, quantize
 from sana_wm_env.model.state import WorldState
-from sana_wm_env.model.storage.checkpoint import CheckpointError, resolve_world, save_world
 from sana_wm_env.model.storage.weights import is_unused
+from sana_wm_env.model.storage.worlds import CheckpointError, resolve_world, save_world
 from sana_wm_env.model.world import WorldModel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,9 +36,13 @@ PATH[0, :, 2, 3] = torch.linspace(0.02, 0.5, 24)
 
 
 def start(world: WorldModel, sessions: int = 1) -> WorldState:
-    images = torch.randint(0, 256, (sessions, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+    images = torch.randint(
+        0, 256, (sessions, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(5)
+    )
     lens = torch.tensor([[50.0, 50.0, 32.0, 32.0]]).repeat(sessions, 1)
-    return world.start(images, lens, ["a red room"] * sessions, [torch.Generator().manual_seed(i) for i in range(sessions)])
+    return world.start(
+        images, lens, ["a red room"] * sessions, [torch.Generator().manual_seed(i) for i in range(sessions)]
+    )
 
 
 def step(world: WorldModel) -> Tensor:
@@ -72,25 +76,39 @@ def test_the_published_layers_of_the_published_network():
     """Write strengths and decay have 20 outputs, no multiple of 16; the camera branch stays as it is."""
     with torch.device("meta"):
         network = Transformer(preset("2.6b"))
-    names = {name.removeprefix("blocks.7.") for name in find_layers(network, "nvfp4") if name.startswith("blocks.7.")}
-    assert names == {"attn.qkv", "attn.output_gate", "attn.proj", "cross_attn.q_linear", "cross_attn.kv_linear", "cross_attn.proj"} | {
-        "mlp.inverted_conv.conv", "mlp.point_conv.conv",
-    }  # fmt: skip
+    names = {
+        name.removeprefix("blocks.7.")
+        for name in find_layers(network, "nvfp4")
+        if name.startswith("blocks.7.")
+    }
+    attention = {"attn.qkv", "attn.output_gate", "attn.proj"}
+    caption = {"cross_attn.q_linear", "cross_attn.kv_linear", "cross_attn.proj"}
+    assert names == attention | caption | {"mlp.inverted_conv.conv", "mlp.point_conv.conv"}
     everything = find_layers(network, "nvfp4", LAYERS)
     assert len(everything) == 20 * (len(names) + 4) and "blocks.19.attn.q_proj_cam" in everything
 
 
 def test_only_the_chosen_layers_are_packed():
     network = quantize(tiny_network(torch.float32), "fp8", ["attn.qkv", "mlp.point_conv.conv"])
-    found = {name.partition(".")[2].partition(".")[2] for name, m in network.named_modules() if isinstance(m, QuantizedLinear)}
+    found = {
+        name.partition(".")[2].partition(".")[2]
+        for name, m in network.named_modules()
+        if isinstance(m, QuantizedLinear)
+    }
     assert found == {"attn.qkv", "mlp.point_conv.conv"} and find_precision(network) == "fp8"
 
 
 @pytest.mark.parametrize(
     "call, said",
     [
-        (lambda network: quantize(network, "fp6"), "got precision='fp6'; wanted one of 'fp8', 'nvfp4', 'mxfp8', 'int8'"),
-        (lambda network: quantize(network, "fp8", ["attn.qvk"]), "got the layer 'attn.qvk'; wanted some of attn.qkv"),
+        (
+            lambda network: quantize(network, "fp6"),
+            "got precision='fp6'; wanted one of 'fp8', 'nvfp4', 'mxfp8', 'int8'",
+        ),
+        (
+            lambda network: quantize(network, "fp8", ["attn.qvk"]),
+            "got the layer 'attn.qvk'; wanted some of attn.qkv",
+        ),
         (lambda network: quantize(quantize(network, "fp8"), "nvfp4"), "got a network in fp8 already"),
     ],
 )
@@ -131,7 +149,9 @@ def test_a_layer_multiplies_the_rounded_values(precision, factor):
     """Activations times 200 go through as finite numbers, and as far off as their rounding makes them."""
     module, x = layer(precision), factor * activations(2, 3, 10, 64)
     found, base = module(x), activations(2, 3, 10, 48)
-    assert found.isfinite().all() and torch.allclose(found.double(), exact(module, x), rtol=1e-5, atol=1e-5 * factor)
+    assert found.isfinite().all() and torch.allclose(
+        found.double(), exact(module, x), rtol=1e-5, atol=1e-5 * factor
+    )
     assert torch.allclose(module.forward_silu(x), F.silu(found), rtol=1e-4, atol=1e-5)
     assert torch.allclose(module.forward_onto(base, x), base + found, rtol=1e-5, atol=1e-5 * factor)
     wide = F.linear(x, layer(precision).unpacked(), None) if precision == "mxfp8" else None
@@ -162,11 +182,20 @@ def test_integers_are_summed_as_integers():
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_network_of_another_dtype_keeps_the_bytes(precision):
     network = quantize(tiny_network(torch.float32), precision)
-    before = {name: t.clone() for name, t in network.state_dict().items() if name.endswith((".qkv.weight", ".qkv.weight_scale"))}
+    before = {
+        name: t.clone()
+        for name, t in network.state_dict().items()
+        if name.endswith((".qkv.weight", ".qkv.weight_scale"))
+    }
     after = network.to(torch.bfloat16).state_dict()
-    assert network.dtype == torch.bfloat16 and after["blocks.0.mlp.inverted_conv.conv.bias"].dtype == torch.bfloat16
+    assert (
+        network.dtype == torch.bfloat16
+        and after["blocks.0.mlp.inverted_conv.conv.bias"].dtype == torch.bfloat16
+    )
     for name, t in before.items():
-        assert after[name].dtype == t.dtype and torch.equal(after[name].view(torch.uint8), t.view(torch.uint8))
+        assert after[name].dtype == t.dtype and torch.equal(
+            after[name].view(torch.uint8), t.view(torch.uint8)
+        )
 
 
 def velocity(network: Transformer, timestep: float) -> Tensor:
@@ -218,11 +247,18 @@ def test_packed_files_give_the_same_frames_in_a_new_process(packed, tmp_path):
     step.
     """
     world = WorldModel.load("rooms", precision="nvfp4")
-    save_world(tmp_path / "again", world.config, world.transformer, world.autoencoder, undistilled=world.transformer)
-    code = "import sys; sys.path.insert(0, {!r}); import torch; torch.set_num_threads(1); from test_quantize import *; print({})"
+    save_world(
+        tmp_path / "again", world.config, world.transformer, world.autoencoder, undistilled=world.transformer
+    )
+    code = (
+        "import sys; sys.path[:0] = {!r}; import torch; torch.set_num_threads(1); "
+        "from test_quantize import *; print({})"
+    )
     seen = {digest(world)}
     for folder in (packed, tmp_path / "again"):
-        call = code.format(str(Path(__file__).parent), f"digest(WorldModel.load({str(folder)!r}))")
+        call = code.format(
+            [str(Path(__file__).parent), *sys.path], f"digest(WorldModel.load({str(folder)!r}))"
+        )
         done = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         seen.add(done.stdout.strip())
@@ -230,34 +266,54 @@ def test_packed_files_give_the_same_frames_in_a_new_process(packed, tmp_path):
 
 
 def test_files_hold_four_bits_and_scales(packed):
-    held, wide = load_file(packed / "transformer.safetensors"), load_file(resolve_world("rooms") / "transformer.safetensors")
+    held = load_file(packed / "transformer.safetensors")
+    wide = load_file(resolve_world("rooms") / "transformer.safetensors")
     name = "blocks.0.mlp.inverted_conv.conv"
     outputs, inputs = wide[f"{name}.weight"].shape[:2]
-    assert (held[f"{name}.weight"].dtype, held[f"{name}.weight"].shape) == (torch.uint8, (outputs, inputs // 2))
-    assert (held[f"{name}.weight_scale"].dtype, held[f"{name}.weight_scale"].shape) == (torch.float8_e4m3fn, (outputs, inputs // 16))
+    assert (held[f"{name}.weight"].dtype, held[f"{name}.weight"].shape) == (
+        torch.uint8,
+        (outputs, inputs // 2),
+    )
+    assert (held[f"{name}.weight_scale"].dtype, held[f"{name}.weight_scale"].shape) == (
+        torch.float8_e4m3fn,
+        (outputs, inputs // 16),
+    )
     assert (held[f"{name}.weight_scale_2"].dtype, held[f"{name}.weight_scale_2"].shape) == (torch.float32, ())
-    assert torch.equal(held[f"{name}.bias"], wide[f"{name}.bias"]) and torch.equal(held["t_block.1.weight"], wide["t_block.1.weight"])
+    assert torch.equal(held[f"{name}.bias"], wide[f"{name}.bias"]) and torch.equal(
+        held["t_block.1.weight"], wide["t_block.1.weight"]
+    )
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_computed_bytes_are_those_in_memory_and_in_files(precision, tmp_path):
     world = WorldModel.load("rooms", dtype=torch.bfloat16, precision=precision)
     held = sum(t.nbytes for t in world.transformer.state_dict().values())
-    assert weight_bytes(world.config.transformer, torch.bfloat16, precision) == held == count_bytes(world.transformer, torch.bfloat16)
+    assert (
+        weight_bytes(world.config.transformer, torch.bfloat16, precision)
+        == held
+        == count_bytes(world.transformer, torch.bfloat16)
+    )
     assert need(world.config, torch.bfloat16, precision).transformer == held == world.needed.transformer
     assert cli.main(["checkpoint", "quantize", "rooms", str(tmp_path / "w"), "--precision", precision]) == 0
     unused = sum(t.nbytes for name, t in world.transformer.state_dict().items() if is_unused(name))
     size = (tmp_path / "w" / "transformer.safetensors").stat().st_size
-    assert held - unused <= size <= held - unused + 100_000  # float16 is as large as bfloat16; the rest is the header
+    assert (
+        held - unused <= size <= held - unused + 100_000
+    )  # float16 is as large as bfloat16; the rest is the header
 
 
 def test_inspect_reads_packed_files_and_convert_keeps_them(packed, tmp_path, capsys):
     assert cli.main(["checkpoint", "inspect", "rooms", "--json", str(tmp_path / "wide.json")]) == 0
     assert cli.main(["checkpoint", "inspect", str(packed), "--json", str(tmp_path / "packed.json")]) == 0
     wide, found = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("wide", "packed"))
-    assert (wide["precision"], found["precision"]) == (None, "nvfp4") and "precision   nvfp4" in capsys.readouterr().out
+    assert (wide["precision"], found["precision"]) == (
+        None,
+        "nvfp4",
+    ) and "precision   nvfp4" in capsys.readouterr().out
     assert found["parameters"] == wide["parameters"] and found["bytes"] < 0.6 * wide["bytes"]
-    assert cli.main(["checkpoint", "convert", str(packed), str(tmp_path / "theirs"), "--to", "diffusers"]) == 0
+    assert (
+        cli.main(["checkpoint", "convert", str(packed), str(tmp_path / "theirs"), "--to", "diffusers"]) == 0
+    )
     assert find_precision(WorldModel.load(tmp_path / "theirs").transformer) == "nvfp4"
 
 
@@ -274,10 +330,16 @@ def test_what_a_file_is_in_cannot_be_asked_otherwise(packed, capsys):
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"metadata": {"precision": "nvfp2"}}, "is stored in the precision 'nvfp2'; known are fp8, nvfp4, mxfp8, int8"),
+        (
+            {"metadata": {"precision": "nvfp2"}},
+            "is stored in the precision 'nvfp2'; known are fp8, nvfp4, mxfp8, int8",
+        ),
         ({"metadata": {"precision": "fp8"}}, r"does not fit its configuration: unexpected .*weight_scale_2"),
         ({"drop": "blocks.3.attn.proj.weight_scale_2"}, "missing blocks.3.attn.proj.weight_scale_2"),
-        ({"cast": "blocks.3.attn.proj.weight_scale"}, r"holds blocks.3.attn.proj.weight_scale in torch.int8; .* is damaged"),
+        (
+            {"cast": "blocks.3.attn.proj.weight_scale"},
+            r"holds blocks.3.attn.proj.weight_scale in torch.int8; .* is damaged",
+        ),
     ],
 )
 def test_files_that_are_not_what_they_say_are_refused_by_name(packed, tmp_path, change, said):
@@ -287,7 +349,11 @@ def test_files_that_are_not_what_they_say_are_refused_by_name(packed, tmp_path, 
     held.pop(change.get("drop"), None)
     if name := change.get("cast"):
         held[name] = held[name].view(torch.int8)
-    save_file(held, tmp_path / "transformer.safetensors", {"format": "pt", "precision": "nvfp4"} | change.get("metadata", {}))
+    save_file(
+        held,
+        tmp_path / "transformer.safetensors",
+        {"format": "pt", "precision": "nvfp4"} | change.get("metadata", {}),
+    )
     with pytest.raises(CheckpointError, match=said):
         WorldModel.load(tmp_path)
 
@@ -296,7 +362,9 @@ def test_files_that_are_not_what_they_say_are_refused_by_name(packed, tmp_path, 
 
 
 def test_an_environment_takes_a_precision():
-    wide, narrow = (gym.make("SanaWM-v0", dtype="float32", precision=precision) for precision in (None, "nvfp4"))
+    wide, narrow = (
+        gym.make("SanaWM-v0", dtype="float32", precision=precision) for precision in (None, "nvfp4")
+    )
     for env in (wide, narrow):
         env.reset(seed=3)
     action = np.zeros(6, np.float32)

@@ -7,12 +7,15 @@ from torch import Tensor
 
 from sana_wm_env.model.network.execution import chunk_sizes, chunk_spans
 from sana_wm_env.model.network.transformer import Transformer
-from sana_wm_env.model.state import TransformerState, tensors_of
+from sana_wm_env.model.state import TransformerState
+from sana_wm_env.model.tree import tensors_of
 
 LEVEL = 727.0
 
 
-def contexts(network: Transformer, given: dict[str, Tensor], start: int = 0, stop: int | None = None, first_frame=None):
+def contexts(
+    network: Transformer, given: dict[str, Tensor], start: int = 0, stop: int | None = None, first_frame=None
+):
     frames = slice(start, stop)
     first = start if first_frame is None else first_frame
     return network.text_context(given["text"], given["mask"]), network.camera_context(
@@ -38,7 +41,9 @@ def test_chunks_of_a_clip():
     assert chunk_spans(10) == ((0, 4), (4, 7), (7, 10))
 
 
-@pytest.mark.parametrize(("frames", "changes"), [(13, {}), (8, {}), (6, {"chunk": 1}), (10, {"cam_rms_clamp": "all"})])
+@pytest.mark.parametrize(
+    ("frames", "changes"), [(13, {}), (8, {}), (6, {"chunk": 1}), (10, {"cam_rms_clamp": "all"})]
+)
 @torch.no_grad()
 def test_streaming_with_everything_cached_equals_the_chunk_causal_forward(frames, changes):
     network = tiny_network(num_cached_blocks=-1, **changes)
@@ -98,7 +103,9 @@ def test_a_state_is_as_large_after_200_chunks_as_after_two():
     assert len(set(sizes)) == 1
     assert state.next_frame.tolist() == [4 + 3 * 200]
     assert all(t.isfinite().all() for t in tensors_of(state))
-    assert sum(t.untyped_storage().nbytes() for t in tensors_of(state)) <= 1.01 * state.nbytes  # nothing larger is kept alive
+    assert (
+        sum(t.untyped_storage().nbytes() for t in tensors_of(state)) <= 1.01 * state.nbytes
+    )  # nothing larger is kept alive
 
 
 @torch.no_grad()
@@ -108,11 +115,15 @@ def test_slots_of_a_batch_are_independent_and_may_stand_at_different_frames(netw
     text, early = contexts(network, given, 0, 4)
     _, late = contexts(network, given, 0, 4, first_frame=torch.tensor([0, 5000]))
     x, t = given["x"][:, :, :4], torch.full((2, 4), LEVEL)
-    assert (network.stream(x, t, text, early, None) - network.stream(x, t, text, late, None)).abs().max() < 1e-9
+    assert (
+        network.stream(x, t, text, early, None) - network.stream(x, t, text, late, None)
+    ).abs().max() < 1e-9
     state = network.commit(x, text, late, None)
     alone = network.commit(x[1:], *(c.map(lambda v: v[1:]) for c in (text, late)), None)
     row = state.map(lambda v: v[1:])
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(tensors_of(row), tensors_of(alone), strict=True))
+    assert all(
+        torch.allclose(a, b, atol=1e-6) for a, b in zip(tensors_of(row), tensors_of(alone), strict=True)
+    )
 
 
 def test_matrices_are_float32_whatever_the_weights_are():
@@ -141,7 +152,9 @@ def test_gradients_pass_through_stream_and_commit(network):
 def test_sizes_that_do_not_fit_are_refused(network):
     given = clip(7)
     text, cameras = contexts(network, given)
-    with pytest.raises(ValueError, match=r"the latent has \(T, H, W\) = \(4, 2, 3\), the cameras have \(7, 2, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"the latent has \(T, H, W\) = \(4, 2, 3\), the cameras have \(7, 2, 3\)"
+    ):
         network(given["x"][:, :, :4], torch.zeros(1, 4), text, cameras)
     with pytest.raises(ValueError, match="rule is 'causal'"):
         network(given["x"], torch.zeros(1, 7), text, cameras, "causal")

@@ -3,7 +3,16 @@ import torch
 from tiny_networks import clip, tiny_network
 
 from sana_wm_env.model.network.execution import Rule
-from sana_wm_env.model.sampler import STREAMING_SIGMAS, euler, sample_chunk, sample_clip, shift, shifted_sigmas, staggered, timestep_of
+from sana_wm_env.model.sampler import (
+    STREAMING_SIGMAS,
+    euler,
+    sample_chunk,
+    sample_clip,
+    shift,
+    shifted_sigmas,
+    staggered,
+    timestep_of,
+)
 
 RULES: tuple[Rule, ...] = ("bidirectional", "chunk_causal")
 
@@ -30,7 +39,12 @@ def test_euler_recovers_the_target_of_a_straight_flow_and_keeps_the_image():
 
     x = euler(velocity, noise, STREAMING_SIGMAS, image)
     assert torch.allclose(x, clean, atol=1e-6) and torch.equal(x[:, :, :1], image)
-    assert [t[0, 0].item() for t in seen] == [0, 0, 0, 0] and [t[0, 1].item() for t in seen] == [1000, 960, 889, 727]
+    assert [t[0, 0].item() for t in seen] == [0, 0, 0, 0] and [t[0, 1].item() for t in seen] == [
+        1000,
+        960,
+        889,
+        727,
+    ]
 
 
 @torch.no_grad()
@@ -55,16 +69,26 @@ def test_guidance_of_one_and_the_same_text_twice_change_nothing():
     image, sigmas = given["x"][:, :, :1] * 0, (1.0, 0.5, 0.0)
     plain = sample_clip(network, given["x"], text, cameras, image, sigmas=sigmas)
     assert torch.equal(plain[:, :, :1], image)
-    assert torch.allclose(plain, sample_clip(network, given["x"], text, cameras, image, text, 3.0, sigmas), atol=1e-10)
+    assert torch.allclose(
+        plain, sample_clip(network, given["x"], text, cameras, image, text, 3.0, sigmas), atol=1e-10
+    )
     null = network.text_context(0 * given["text"], given["mask"])
     assert torch.equal(plain, sample_clip(network, given["x"], text, cameras, image, null, 1.0, sigmas))
-    assert not torch.allclose(plain, sample_clip(network, given["x"], text, cameras, image, null, 3.0, sigmas))
+    assert not torch.allclose(
+        plain, sample_clip(network, given["x"], text, cameras, image, null, 3.0, sigmas)
+    )
 
 
 def test_a_schedule_has_whole_shifted_steps_and_nothing_else():
-    assert shifted_sigmas(4, 8.0) == pytest.approx([float(shift(s, 8.0)) for s in (1.0, 0.75, 0.5, 0.25, 0.0)])
+    assert shifted_sigmas(4, 8.0) == pytest.approx(
+        [float(shift(s, 8.0)) for s in (1.0, 0.75, 0.5, 0.25, 0.0)]
+    )
     assert shifted_sigmas(1, 9.8) == (1.0, 0.0)
-    for steps, s, said in ((0, 9.8, "wanted at least 1"), (4, 0.0, "positive"), (4, float("nan"), "positive")):
+    for steps, s, said in (
+        (0, 9.8, "wanted at least 1"),
+        (4, 0.0, "positive"),
+        (4, float("nan"), "positive"),
+    ):
         with pytest.raises(ValueError, match=said):
             shifted_sigmas(steps, s)
 
@@ -76,7 +100,12 @@ def test_chunks_walk_down_the_same_levels_a_third_of_the_schedule_apart():
     assert first == [1.0, 0.9, 0.8, 0.6, 0.4, 0.2, 0.0, 0.0, 0.0, 0.0, 0.0]
     assert second == [1.0, 1.0, 1.0, 0.9, 0.8, 0.6, 0.4, 0.2, 0.0, 0.0, 0.0]
     assert third == [1.0, 1.0, 1.0, 1.0, 1.0, 0.9, 0.8, 0.6, 0.4, 0.2, 0.0]
-    assert all(torch.equal(levels[:, i], levels[:, j]) for chunk in ((0, 4), (4, 7), (7, 10)) for i in range(*chunk) for j in range(*chunk))
+    assert all(
+        torch.equal(levels[:, i], levels[:, j])
+        for chunk in ((0, 4), (4, 7), (7, 10))
+        for i in range(*chunk)
+        for j in range(*chunk)
+    )
 
 
 def test_fewer_steps_than_chunks_still_start_one_after_the_other():
@@ -96,11 +125,19 @@ def test_staggered_sampling_agrees_with_running_the_whole_clip_at_every_step(fra
     cameras = network.camera_context(given["camera"], given["plucker"])
     image, sigmas = 0.3 * given["x"][:, :, :1], shifted_sigmas(7, 3.0)
     ticks = []
-    fast = sample_clip(network, given["x"], text, cameras, image, null, 2.0, sigmas, "chunk_causal", lambda: ticks.append(1))
+    fast = sample_clip(
+        network, given["x"], text, cameras, image, null, 2.0, sigmas, "chunk_causal", lambda: ticks.append(1)
+    )
     x, lag = given["x"].clone(), 2
     for tick in range(7 + 2 * lag):
         x[:, :, :1] = image
-        level = [[sigmas[min(max(tick + more - lag * min((f - 1) // 3, 2) * (f > 0), 0), 7)] for f in range(frames)] for more in (0, 1)]
+        level = [
+            [
+                sigmas[min(max(tick + more - lag * min((f - 1) // 3, 2) * (f > 0), 0), 7)]
+                for f in range(frames)
+            ]
+            for more in (0, 1)
+        ]
         now, then = torch.tensor(level, dtype=torch.float64)
         t = (1000 * now)[None].round(decimals=3)
         t[:, 0] = 0
@@ -119,7 +156,10 @@ def test_with_one_chunk_the_staggered_sampler_is_the_bidirectional_one_and_with_
         text = network.text_context(given["text"], given["mask"])
         cameras = network.camera_context(given["camera"], given["plucker"])
         sigmas = shifted_sigmas(3, 9.8)
-        both = [sample_clip(network, given["x"], text, cameras, given["x"][:, :, :1], sigmas=sigmas, rule=r) for r in RULES]
+        both = [
+            sample_clip(network, given["x"], text, cameras, given["x"][:, :, :1], sigmas=sigmas, rule=r)
+            for r in RULES
+        ]
         assert torch.equal(*both) is same
 
 
@@ -130,5 +170,10 @@ def test_what_a_chunk_becomes_does_not_depend_on_the_noise_of_later_ones():
     cameras = network.camera_context(given["camera"], given["plucker"])
     sigmas, other = shifted_sigmas(4, 9.8), given["x"].clone()
     other[:, :, 7:] += 1
-    a, b = (sample_clip(network, noise, text, cameras, sigmas=sigmas, rule="chunk_causal") for noise in (given["x"], other))
-    assert torch.allclose(a[:, :, :7], b[:, :, :7], atol=1e-10) and not torch.allclose(a[:, :, 7:], b[:, :, 7:])
+    a, b = (
+        sample_clip(network, noise, text, cameras, sigmas=sigmas, rule="chunk_causal")
+        for noise in (given["x"], other)
+    )
+    assert torch.allclose(a[:, :, :7], b[:, :, :7], atol=1e-10) and not torch.allclose(
+        a[:, :, 7:], b[:, :, 7:]
+    )

@@ -14,7 +14,8 @@ from sana_wm_env.model.config import WorldConfig
 from sana_wm_env.model.network.execution import chunk_spans
 from sana_wm_env.model.network.time_origin import shift_time
 from sana_wm_env.model.network.transformer import Transformer
-from sana_wm_env.model.state import FILE_VERSION, WorldState, concatenate, tensors_of
+from sana_wm_env.model.state import WorldState, concatenate
+from sana_wm_env.model.tree import tensors_of
 from sana_wm_env.model.world import WorldModel
 
 AUTOENCODER = AutoencoderConfig(latent_channels=4, fine=8, coarse=8, encoder_blocks=1, decoder_blocks=1)
@@ -37,9 +38,13 @@ def world() -> WorldModel:
 
 
 def begin(world: WorldModel, batch: int) -> WorldState:
-    images = torch.randint(256, (batch, 16, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+    images = torch.randint(
+        256, (batch, 16, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(5)
+    )
     intrinsics = torch.tensor([[20.0, 20.0, 12.0, 8.0]]).repeat(batch, 1)
-    return world.start(images, intrinsics, ["a red room"] * batch, [torch.Generator().manual_seed(i) for i in range(batch)])
+    return world.start(
+        images, intrinsics, ["a red room"] * batch, [torch.Generator().manual_seed(i) for i in range(batch)]
+    )
 
 
 def go_on(world: WorldModel, state: WorldState, chunks: int = 1) -> tuple[torch.Tensor, WorldState]:
@@ -64,7 +69,9 @@ def test_rows_are_views_and_join_again_without_a_copy(world):
     assert [len(row) for row in rows] == [1, 1, 1] and same(rows[-1], state[-1])
     joined = concatenate(rows)
     assert same(joined, state)
-    assert all(a.data_ptr() == b.data_ptr() for a, b in zip(tensors_of(joined), tensors_of(state), strict=True))
+    assert all(
+        a.data_ptr() == b.data_ptr() for a, b in zip(tensors_of(joined), tensors_of(state), strict=True)
+    )
     mixed = concatenate([rows[2], rows[0]])
     assert same(mixed, state[[2, 0]])
     assert not {t.data_ptr() for t in tensors_of(mixed)} & {t.data_ptr() for t in tensors_of(state)}
@@ -82,7 +89,9 @@ def test_sessions_of_different_age_share_a_batch_when_their_windows_are_full(wor
     for row, state in enumerate((old, young)):
         alone, next_state = go_on(world, state)
         assert (together[row].int() - alone[0].int()).abs().max() <= 1
-        assert torch.equal(after[row].c2w, next_state.c2w) and torch.equal(after[row].generators, next_state.generators)
+        assert torch.equal(after[row].c2w, next_state.c2w) and torch.equal(
+            after[row].generators, next_state.generators
+        )
     with pytest.raises(ValueError, match=r"after \[\[4\], \[0\]\] chunks"):
         concatenate([old, begin(world, 1)])
     with pytest.raises(ValueError, match="of one world"):
@@ -95,7 +104,9 @@ def test_a_branch_copies_nothing_and_the_sink_stays_shared(world):
     branches = state.expand(8)
     assert branches.nbytes == 8 * state.nbytes and branches.nbytes_shared == 7 * state.nbytes
     _, after = go_on(world, branches, 2)
-    sink = next(b.attention.entries[0].key for b in after.transformer.blocks if hasattr(b.attention, "entries"))
+    sink = next(
+        b.attention.entries[0].key for b in after.transformer.blocks if hasattr(b.attention, "entries")
+    )
     assert sink.stride(0) == 0
     assert 7 * sink[0].nbytes < after.nbytes_shared < 7 * state.nbytes
     first, _ = go_on(world, state)
@@ -130,7 +141,11 @@ def test_a_file_gives_the_state_back_to_the_byte(world, tmp_path, chunks):
     state = replace(state, task={"goal_c2w": torch.eye(4, dtype=torch.float64).repeat(2, 1, 1)})
     state.save(tmp_path / "state.safetensors")
     loaded = world.accept(WorldState.load(tmp_path / "state.safetensors"))
-    assert same(loaded, state) and loaded.layout == state.layout and list(tmp_path.iterdir()) == [tmp_path / "state.safetensors"]
+    assert (
+        same(loaded, state)
+        and loaded.layout == state.layout
+        and list(tmp_path.iterdir()) == [tmp_path / "state.safetensors"]
+    )
     one, end = go_on(world, state)
     two, again = go_on(world, loaded)
     assert torch.equal(one, two) and same(end, again)
@@ -138,7 +153,9 @@ def test_a_file_gives_the_state_back_to_the_byte(world, tmp_path, chunks):
 
 def stored(path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     with safe_open(path, "pt") as file:
-        return {name: t.clone() for name, t in load_file(path).items()}, file.metadata()  # clones: the file is about to be overwritten
+        return {
+            name: t.clone() for name, t in load_file(path).items()
+        }, file.metadata()  # clones: the file is about to be overwritten
 
 
 def test_files_that_are_no_state_of_this_version_are_refused(world, tmp_path):
@@ -153,10 +170,18 @@ def test_files_that_are_no_state_of_this_version_are_refused(world, tmp_path):
     save_file({"weight": torch.zeros(3)}, path)
     with pytest.raises(ValueError, match=r"format None; wanted 'sana-wm-state'"):
         WorldState.load(path)
-    for version in (FILE_VERSION - 1, FILE_VERSION + 1):
-        save_file(tensors, path, header | {"version": str(version)})
-        with pytest.raises(ValueError, match=f"version {version} of the state format; this sana_wm_env reads version {FILE_VERSION}"):
+    for version in ("0", "3"):
+        save_file(tensors, path, header | {"version": version})
+        with pytest.raises(ValueError, match=f"in version {version} of the state format; .* reads 1 and 2"):
             WorldState.load(path)
+    save_file(tensors, path, {name: header[name] for name in header if name != "sha256"} | {"version": "1"})
+    assert torch.equal(WorldState.load(path).c2w, state.c2w)  # the version before has no checksum
+    changed = tensors | {".c2w": tensors[".c2w"] + 0}
+    changed[".c2w"][0, 0, 3] += 1
+    save_file(changed, path, header)
+    with pytest.raises(ValueError, match=r"was changed after it was saved"):
+        WorldState.load(path)
+    header["version"] = "1"  # for what a checksum does not notice
     del tensors[".c2w"]
     save_file(tensors, path, header)
     with pytest.raises(ValueError, match=r"do not fit .*\.c2w"):
@@ -169,7 +194,9 @@ def test_a_save_that_fails_leaves_the_file_before(world, tmp_path, monkeypatch):
     path = tmp_path / "state.safetensors"
     begin(world, 1).save(path)
     before = path.read_bytes()
-    monkeypatch.setattr("sana_wm_env.model.state.os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "sana_wm_env.model.state.os.replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         begin(world, 2).save(path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
@@ -203,7 +230,9 @@ def test_a_shift_of_time_changes_nothing_that_is_imagined(changes):
             if index == shift_at:
                 state = shift_time(state, torch.tensor([7, -1030]))
             first = 0 if state is None else state.next_frame
-            cameras = network.camera_context(given["camera"][:, start:stop], given["plucker"][:, :, start:stop], first)
+            cameras = network.camera_context(
+                given["camera"][:, start:stop], given["plucker"][:, :, start:stop], first
+            )
             x, t = given["x"][:, :, start:stop], torch.full((2, stop - start), 727.0)
             velocities.append(network.stream(x, t, text, cameras, state))
             state = network.commit(x, text, cameras, state)
@@ -214,6 +243,11 @@ def test_a_shift_of_time_changes_nothing_that_is_imagined(changes):
     assert (plain - shifted).abs().max() < 2e-6 * plain.abs().max()
     assert after.next_frame.tolist() == [19 - 7, 19 + 1030]
     back = shift_time(after, torch.tensor([-7, 1030]))
-    assert all(torch.allclose(a, b, atol=1e-5, rtol=1e-4) for a, b in zip(tensors_of(back), tensors_of(before), strict=True))
+    assert all(
+        torch.allclose(a, b, atol=1e-5, rtol=1e-4)
+        for a, b in zip(tensors_of(back), tensors_of(before), strict=True)
+    )
     wrong = shift_time(before, 3)
-    assert (wrong.blocks[0].attention.matrix - before.blocks[0].attention.matrix).abs().max() > 1e-3  # it does turn
+    assert (
+        wrong.blocks[0].attention.matrix - before.blocks[0].attention.matrix
+    ).abs().max() > 1e-3  # it does turn

@@ -22,7 +22,9 @@ def test_names_and_shapes_are_those_of_the_published_checkpoints():
 def velocity(network: Transformer, given: dict, rule: str = "bidirectional") -> torch.Tensor:
     text = network.text_context(given["text"], given["mask"])
     cameras = network.camera_context(given["camera"], given["plucker"])
-    return network(given["x"], torch.full((given["x"].shape[0], given["x"].shape[2]), 500.0), text, cameras, rule)
+    return network(
+        given["x"], torch.full((given["x"].shape[0], given["x"].shape[2]), 500.0), text, cameras, rule
+    )
 
 
 @torch.no_grad()
@@ -37,14 +39,18 @@ def test_cameras_change_nothing_before_training():
 
 @torch.no_grad()
 def test_cameras_matter_afterwards(network):
-    assert (velocity(network, clip(4, step_m=0.0)) - velocity(network, clip(4, step_m=0.5))).abs().max() > 1e-3
+    assert (
+        velocity(network, clip(4, step_m=0.0)) - velocity(network, clip(4, step_m=0.5))
+    ).abs().max() > 1e-3
 
 
 @torch.no_grad()
 def test_the_camera_branch_starts_as_a_copy():
     network = Transformer(tiny_config())
     for block in network.blocks:
-        copies = torch.cat([block.attn.q_proj_cam.weight, block.attn.k_proj_cam.weight, block.attn.v_proj_cam.weight])
+        copies = torch.cat(
+            [block.attn.q_proj_cam.weight, block.attn.k_proj_cam.weight, block.attn.v_proj_cam.weight]
+        )
         assert torch.equal(copies, block.attn.qkv.weight)
         assert not block.attn.out_proj_cam.weight.any()
 
@@ -72,14 +78,24 @@ def test_every_weight_that_is_read_gets_a_gradient(rule):
     velocity(network, clip(7, batch=2, dtype=torch.float32), rule).square().mean().backward()
     silent = {name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0}
     unread = {
-        f"blocks.3.attn.{name}" for name in ("A_log", "dt_bias", "beta_proj.weight", "beta_proj.bias", "gate_proj.weight", "gate_proj.bias")
+        f"blocks.3.attn.{name}"
+        for name in (
+            "A_log",
+            "dt_bias",
+            "beta_proj.weight",
+            "beta_proj.bias",
+            "gate_proj.weight",
+            "gate_proj.bias",
+        )
     }
     assert silent == unread | {"raymap_embedder.proj.weight", "raymap_embedder.proj.bias"}
     assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
 
 
 def test_nothing_is_stuck_at_its_initial_zero():
-    """After one step of plain descent from scratch every weight that is read moves, the silent camera paths included."""
+    """After one step of plain descent from scratch every weight that is read moves, the silent camera paths
+    included.
+    """
     torch.manual_seed(0)
     network, given = Transformer(tiny_config()), clip(7, batch=2, dtype=torch.float32)
     optimiser = torch.optim.SGD(network.parameters(), lr=0.1)

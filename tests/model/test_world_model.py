@@ -1,27 +1,33 @@
 """World folders and the world model, with a tiny untrained world."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
+import gymnasium as gym
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_networks import paths, tiny_config
+from tiny_networks import paths
+from tiny_worlds import AUTOENCODER, CONFIG, begin, poses
 
-from sana_wm_env.model.cameras import camera_inputs
+from sana_wm_env.model.camera_inputs import camera_inputs
 from sana_wm_env.model.clip import ClipModel
-from sana_wm_env.model.codecs.autoencoder import Autoencoder, AutoencoderConfig
-from sana_wm_env.model.codecs.text import TextEncoderConfig
-from sana_wm_env.model.config import VARIANTS, WorldConfig
+from sana_wm_env.model.codecs.autoencoder import Autoencoder
+from sana_wm_env.model.config import VARIANTS
 from sana_wm_env.model.network.transformer import Transformer
 from sana_wm_env.model.sampler import sample_clip
-from sana_wm_env.model.state import concatenate, tensors_of
-from sana_wm_env.model.storage.checkpoint import CheckpointError, known_worlds, load_config, resolve_world, save_world
+from sana_wm_env.model.state import concatenate
+from sana_wm_env.model.storage.worlds import (
+    CheckpointError,
+    is_bundled,
+    known_worlds,
+    label_world,
+    load_config,
+    resolve_world,
+    save_world,
+)
+from sana_wm_env.model.tree import tensors_of
 from sana_wm_env.model.world import WorldModel
-
-AUTOENCODER = AutoencoderConfig(latent_channels=4, fine=8, coarse=8, encoder_blocks=1, decoder_blocks=1)
-TEXT = TextEncoderConfig(width=6, tokens=5)
-CONFIG = WorldConfig("tiny", tiny_config(), asdict(AUTOENCODER), asdict(TEXT), (16, 24), (2, 3))
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +47,6 @@ def world(folder) -> WorldModel:
     return WorldModel.load(folder)
 
 
-def begin(world: WorldModel, batch: int, seed: int = 0):
-    images = torch.randint(256, (batch, 16, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
-    intrinsics = torch.tensor([[20.0, 20.0, 12.0, 8.0]]).repeat(batch, 1)
-    generators = [torch.Generator().manual_seed(seed + i) for i in range(batch)]
-    return world.start(images, intrinsics, ["a red room", "a tall green box"][:batch], generators)
-
-
-def poses(chunk: int, batch: int) -> torch.Tensor:
-    return paths(24 * (chunk + 1) + 1, batch)[:, 24 * chunk + 1 :]
-
-
 def play(world: WorldModel, state, chunks: int, batch: int) -> tuple[torch.Tensor, object]:
     frames = []
     for chunk in range(int(state.chunk_index[0]), int(state.chunk_index[0]) + chunks):
@@ -64,7 +59,10 @@ def test_a_step_gives_24_frames_and_the_next_state(world):
     state = begin(world, 2)
     frames, after = world.step(state, poses(0, 2))
     assert frames.shape == (2, 24, 16, 24, 3) and frames.dtype == torch.uint8
-    assert (state.chunk_index.tolist(), after.chunk_index.tolist()) == ([0, 0], [1, 1]) and state.transformer is None
+    assert (state.chunk_index.tolist(), after.chunk_index.tolist()) == (
+        [0, 0],
+        [1, 1],
+    ) and state.transformer is None
     assert after.transformer.next_frame.tolist() == [4, 4]
     assert torch.equal(after.c2w, poses(0, 2)[:, -1])
     _, later = world.step(after, poses(1, 2))
@@ -106,7 +104,10 @@ def test_generate_latents_is_step_without_the_decode(world):
     frames, stepped = world.step(state, poses(0, 1))
     video, _ = world.autoencoder.decode(latents, state.decoder)
     assert torch.equal(((video + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1), frames)
-    assert all(torch.equal(a, b) for a, b in zip(tensors_of(after.transformer), tensors_of(stepped.transformer), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(tensors_of(after.transformer), tensors_of(stepped.transformer), strict=True)
+    )
 
 
 def test_playing_a_path_is_step_after_step(world):
@@ -134,7 +135,9 @@ def test_noise_levels_are_an_argument(world):
     state, before = begin(world, 1), world.fingerprint
     few, _ = world.step(state, poses(0, 1), (1.0, 0.5, 0.0))
     usual, _ = world.step(state, poses(0, 1))
-    assert torch.equal(usual, world.step(state, poses(0, 1), world.config.sigmas)[0]) and not torch.equal(few, usual)
+    assert torch.equal(usual, world.step(state, poses(0, 1), world.config.sigmas)[0]) and not torch.equal(
+        few, usual
+    )
     assert world.fingerprint == before
 
 
@@ -164,7 +167,9 @@ def test_settings_and_weights_survive_a_round_trip(folder, world):
     assert load_config(folder) == CONFIG == world.config
     stored = load_file(folder / "transformer.safetensors")
     assert stored["final_layer.linear.weight"].dtype == torch.float16
-    assert torch.equal(world.transformer.final_layer.linear.weight, stored["final_layer.linear.weight"].float())
+    assert torch.equal(
+        world.transformer.final_layer.linear.weight, stored["final_layer.linear.weight"].float()
+    )
     assert world.transformer.pos_embed.device.type == "cpu"
     assert not any(p.requires_grad for p in world.transformer.parameters())
 
@@ -178,12 +183,24 @@ def copy(folder, tmp_path):
 
 
 def test_an_unknown_world_is_refused_with_the_known_ones(tmp_path):
-    with pytest.raises(CheckpointError, match=r"unknown world 'romos': neither a folder nor one of the bundled worlds \["):
+    with pytest.raises(
+        CheckpointError, match=r"unknown world 'romos': neither a folder nor one of the bundled worlds \["
+    ):
         resolve_world("romos")
     with pytest.raises(CheckpointError, match=r"is not a world: it has no config\.json"):
         WorldModel.load(tmp_path)
     for name in known_worlds():
         assert (resolve_world(name) / "config.json").is_file()
+
+
+def test_the_bundled_world_is_shown_as_tiny_rooms_and_its_first_name_still_opens_it(tmp_path):
+    assert known_worlds() == ["tiny-rooms"] and is_bundled("rooms") and not is_bundled("2.6b")
+    bundled = resolve_world("tiny-rooms")
+    assert bundled == resolve_world("rooms")
+    config = load_config(bundled)
+    assert config.name == "rooms"  # which saved states and the fingerprint hold
+    assert label_world(bundled, config) == "tiny-rooms" and label_world(tmp_path, config) == "rooms"
+    assert gym.make("SanaWM-v0", world="rooms").reset(seed=1)[1]["world"] == "tiny-rooms"
 
 
 @pytest.mark.parametrize("name", ["transformer.safetensors", "autoencoder.safetensors"])
@@ -204,7 +221,10 @@ def test_keys_that_do_not_fit_are_named(folder, tmp_path):
     tensors["blocks.9.attn.proj.bias"] = torch.zeros(32)
     tensors["x_embedder.proj.bias"] = torch.zeros(31)
     save_file(tensors, target / "transformer.safetensors")
-    said = r"missing t_block\.1\.bias; unexpected blocks\.9\.attn\.proj\.bias; mis-shaped x_embedder\.proj\.bias \(31,\) instead of \(32,\)"
+    said = (
+        r"missing t_block\.1\.bias; unexpected blocks\.9\.attn\.proj\.bias; mis-shaped "
+        r"x_embedder\.proj\.bias \(31,\) instead of \(32,\)"
+    )
     with pytest.raises(CheckpointError, match=said):
         WorldModel.load(target)
 
@@ -231,7 +251,9 @@ def test_settings_that_do_not_fit_are_named(folder, tmp_path, change, said):
 def test_weights_too_large_for_half_precision_are_refused(tmp_path):
     transformer = Transformer(CONFIG.transformer)
     torch.nn.init.constant_(transformer.final_layer.linear.bias, 1e6)
-    with pytest.raises(ValueError, match=r"final_layer\.linear\.bias holds numbers that torch\.float16 cannot"):
+    with pytest.raises(
+        ValueError, match=r"final_layer\.linear\.bias holds numbers that torch\.float16 cannot"
+    ):
         save_world(tmp_path / "w", CONFIG, transformer, Autoencoder(AUTOENCODER))
 
 
@@ -242,7 +264,11 @@ def versatile(folder, tmp_path_factory):
     streaming = WorldModel.load(folder)
     torch.manual_seed(1)
     save_world(
-        path, replace(CONFIG, variants=VARIANTS), streaming.transformer, streaming.autoencoder, undistilled=Transformer(CONFIG.transformer)
+        path,
+        replace(CONFIG, variants=VARIANTS),
+        streaming.transformer,
+        streaming.autoencoder,
+        undistilled=Transformer(CONFIG.transformer),
     )
     return path
 
@@ -253,7 +279,9 @@ def test_each_variant_has_the_weights_that_it_was_trained_with(folder, versatile
     weight = "x_embedder.proj.weight"
     theirs, ours = (w.transformer.state_dict()[weight] for w in (world, few))
     assert torch.equal(theirs, ours) and not torch.equal(ours, many.transformer.state_dict()[weight])
-    assert few.fingerprint == world.fingerprint != many.fingerprint  # states saved before the world could do more still open
+    assert (
+        few.fingerprint == world.fingerprint != many.fingerprint
+    )  # states saved before the world could do more still open
     (versatile / "transformer-undistilled.safetensors").rename(versatile / "away")
     try:
         WorldModel.load(versatile)
@@ -264,17 +292,23 @@ def test_each_variant_has_the_weights_that_it_was_trained_with(folder, versatile
 
 
 def test_a_variant_that_is_not_there_is_refused(folder, versatile, world):
-    with pytest.raises(CheckpointError, match="the world 'tiny' has no variant 'bidirectional'; it has streaming"):
+    with pytest.raises(
+        CheckpointError, match="the world 'tiny' has no variant 'bidirectional'; it has streaming"
+    ):
         ClipModel.load(folder)
     clips = ClipModel.load(versatile, variant="chunk_causal")
-    with pytest.raises(ValueError, match="got the variant 'streaming'; a ClipModel runs bidirectional or chunk_causal"):
+    with pytest.raises(
+        ValueError, match="got the variant 'streaming'; a ClipModel runs bidirectional or chunk_causal"
+    ):
         ClipModel(CONFIG, clips.transformer, clips.autoencoder, clips.text_encoder, "streaming")
     with pytest.warns(DeprecationWarning, match="is ClipModel.load"):
         assert WorldModel.load(versatile, variant="chunk_causal").variant == "chunk_causal"
     assert clips.clip_steps(960) == 60 + 39  # 40 chunks, each a step later than the one before
     with pytest.raises(ValueError, match=r"the variants streaming with an undistilled transformer"):
         save_world(folder, CONFIG, world.transformer, world.autoencoder, undistilled=world.transformer)
-    with pytest.raises(ValueError, match=r"streaming, bidirectional, chunk_causal with no undistilled transformer"):
+    with pytest.raises(
+        ValueError, match=r"streaming, bidirectional, chunk_causal with no undistilled transformer"
+    ):
         save_world(folder, replace(CONFIG, variants=VARIANTS), world.transformer, world.autoencoder)
     with pytest.raises(ValueError, match=r"variants are \('stream',\); wanted some of streaming"):
         replace(CONFIG, variants=("stream",))
@@ -284,8 +318,12 @@ def test_a_variant_that_is_not_there_is_refused(folder, versatile, world):
 def test_a_clip_is_the_sampler_on_the_cameras_text_and_noise_of_its_session(versatile, variant):
     clips, taken = ClipModel.load(versatile, variant=variant), []
     state = begin(clips, 2)
-    latents = clips.clip_latents(state, poses(0, 2)[:, :16], (1.0, 0.5, 0.0), guidance=2.0, on_step=lambda: taken.append(1))
-    noise = torch.stack([torch.randn(4, 2, 2, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)])
+    latents = clips.clip_latents(
+        state, poses(0, 2)[:, :16], (1.0, 0.5, 0.0), guidance=2.0, on_step=lambda: taken.append(1)
+    )
+    noise = torch.stack(
+        [torch.randn(4, 2, 2, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    )
     camera, plucker = camera_inputs(paths(25, 2)[:, :17], state.intrinsics_px, (16, 24), (2, 3))
     net, null = clips.transformer, clips.text_encoder.encode(["", ""])
     with torch.inference_mode():
@@ -301,7 +339,9 @@ def test_a_clip_is_the_sampler_on_the_cameras_text_and_noise_of_its_session(vers
             variant,
         )
     assert torch.equal(latents, wanted[:, :, 1:]) and len(taken) == clips.clip_steps(16, (1.0, 0.5, 0.0)) == 2
-    alone = clips.clip_latents(state.map(lambda t: t[1:]), poses(0, 2)[1:, :16], (1.0, 0.5, 0.0), guidance=2.0)
+    alone = clips.clip_latents(
+        state.map(lambda t: t[1:]), poses(0, 2)[1:, :16], (1.0, 0.5, 0.0), guidance=2.0
+    )
     torch.testing.assert_close(alone, latents[1:])
     with pytest.raises(ValueError, match=r"poses are \(2, 20, 4, 4\); wanted \(2, 16, 4, 4\)"):
         clips.clip_latents(state, poses(0, 2)[:, :20])

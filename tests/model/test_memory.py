@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from sana_wm_env.model import fit
+from sana_wm_env.model import memory
 from sana_wm_env.model.config import WorldConfig, preset
-from sana_wm_env.model.fit import Need, bytes_by_device, decoder_bytes, need, session_bytes, ways_to_run
-from sana_wm_env.model.storage.checkpoint import CheckpointError
-from sana_wm_env.model.storage.published import published_world
+from sana_wm_env.model.memory import Need, bytes_by_device, decoder_bytes, need, session_bytes, ways_to_run
+from sana_wm_env.model.storage.layouts import published_world
+from sana_wm_env.model.storage.worlds import CheckpointError
 from sana_wm_env.model.world import WorldModel, WorldState
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,7 +38,9 @@ def computed(world) -> Need:
 
 
 def allocated(run: Callable[[], object]) -> int:
-    """The most bytes that torch's allocator had given out at once since `run` began, as the profiler saw it."""
+    """The most bytes that torch's allocator had given out at once since `run` began, as the profiler saw
+    it.
+    """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         kept = run()
     now = peak = 0
@@ -79,11 +81,15 @@ def test_a_pass_takes_what_was_computed(computed, world, session):
 def test_a_decode_takes_what_was_computed(computed, world, session):
     latents = torch.zeros(1, world.config.transformer.in_channels, 3, *world.config.grid)
     with torch.inference_mode():
-        assert allocated(lambda: world.autoencoder.decode(latents, session.decoder)) == pytest.approx(computed.decode, rel=0.1)
+        assert allocated(lambda: world.autoencoder.decode(latents, session.decoder)) == pytest.approx(
+            computed.decode, rel=0.1
+        )
 
 
 def test_the_published_network_carries_what_its_layout_says():
-    """model/README.md section 8: 1,015,840,000 bytes at 704 x 1280; keys and values of the prompt, its mask and a counter come with it."""
+    """model/README.md section 8: 1,015,840,000 bytes at 704 x 1280; keys and values of the prompt, its mask
+    and a counter come with it.
+    """
     carried, _ = session_bytes(preset("2.6b"), (22, 40), torch.bfloat16)
     assert carried == 1_015_840_000 + 20 * 2 * 300 * 2240 * 2 + 300 + 8
 
@@ -91,7 +97,7 @@ def test_the_published_network_carries_what_its_layout_says():
 def test_what_the_published_world_needs_on_a_gpu():
     """The table of the README."""
     ways = ways_to_run(need(published_world("2.6b", preset("2.6b")), torch.bfloat16), "cuda")
-    assert {way: round(size / fit.GB, 1) for way, size in ways.items()} == {
+    assert {way: round(size / memory.GB, 1) for way, size in ways.items()} == {
         "everything on the device": 17.0,
         "offload={'text': 'release'}": 13.0,
         "offload={'text': 'cpu'}": 11.8,
@@ -103,7 +109,9 @@ def test_the_kept_figures_of_the_published_decoder_are_those_of_diffusers_class(
     pytest.importorskip("diffusers")
     kept = published_world("2.6b", preset("2.6b"))
     spelled_out = WorldConfig(**{**vars(kept), "autoencoder": {"kind": "ltx2", "latent_channels": 128}})
-    assert decoder_bytes(kept, torch.bfloat16) == pytest.approx(decoder_bytes(spelled_out, torch.bfloat16), rel=1e-3)
+    assert decoder_bytes(kept, torch.bfloat16) == pytest.approx(
+        decoder_bytes(spelled_out, torch.bfloat16), rel=1e-3
+    )
     assert decoder_bytes(kept, torch.bfloat16)[0] == 595_189_760
 
 
@@ -112,30 +120,39 @@ PARTS = Need(transformer=50, autoencoder=20, text_encoder=40, state=10, decoder=
 
 def test_what_is_elsewhere_does_not_count():
     assert bytes_by_device(PARTS, "cuda") == {"cuda": 50 + 20 + 40 + 10 + 5 + 16}
-    assert bytes_by_device(PARTS, "cuda", {"text": "release"}) == {"cuda": 50 + 20 + 40}  # more than a step: 10 + 5 + 16
+    assert bytes_by_device(PARTS, "cuda", {"text": "release"}) == {
+        "cuda": 50 + 20 + 40
+    }  # more than a step: 10 + 5 + 16
     assert bytes_by_device(PARTS, "cuda", {"text": "cpu"}) == {"cuda": 50 + 20 + 10 + 5 + 16, "cpu": 40}
     both = {"cuda": 50 + 10 + 8, "cpu": 20 + 40 + 5 + 16}
     assert bytes_by_device(PARTS, "cuda", {"autoencoder": "cpu", "text": "cpu"}) == both
-    assert list(ways_to_run(PARTS, "cuda").values()) == [141, 110, 101, 68] and list(ways_to_run(PARTS, "cpu").values()) == [141, 110]
+    assert list(ways_to_run(PARTS, "cuda").values()) == [141, 110, 101, 68] and list(
+        ways_to_run(PARTS, "cpu").values()
+    ) == [141, 110]
 
 
 def test_a_world_without_room_is_refused_before_anything_is_read(tmp_path, monkeypatch):
     """The folder holds no weights, so that only what is said first can be said."""
     (tmp_path / "sana_dit").mkdir()
-    monkeypatch.setattr(fit, "free_memory", lambda device: 15 * fit.GB)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 15 * memory.GB)
     with pytest.raises(CheckpointError) as refused:
         WorldModel.load(tmp_path)
     said = str(refused.value)
-    assert "needs 17.0 GB on cpu, where 15.0 GB are free (in GB: transformer 5.3, autoencoder 2.4, text encoder 5.2" in said
-    assert said.endswith("; offload={'text': 'release'} would do; the nearest world that fits is 'rooms'")
-    monkeypatch.setattr(fit, "free_memory", lambda device: 20_000_000)
+    assert (
+        "needs 17.0 GB on cpu, where 15.0 GB are free (in GB: transformer 5.3, autoencoder "
+        "2.4, text encoder 5.2" in said
+    )
+    assert said.endswith(
+        "; offload={'text': 'release'} would do; the nearest world that fits is 'tiny-rooms'"
+    )
+    monkeypatch.setattr(memory, "free_memory", lambda device: 20_000_000)
     with pytest.raises(CheckpointError, match=r"no bundled world fits either$"):
         WorldModel.load(tmp_path)
-    monkeypatch.setattr(fit, "free_memory", lambda device: 20 * fit.GB)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 20 * memory.GB)
     with pytest.raises(CheckpointError, match="sana-wm download"):
         WorldModel.load(tmp_path)
 
 
 def test_a_small_world_is_never_refused(monkeypatch):
-    monkeypatch.setattr(fit, "free_memory", lambda device: 0)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 0)
     assert WorldModel.load("rooms").config.name == "rooms"

@@ -6,13 +6,23 @@ import socket
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_world_model import AUTOENCODER, CONFIG, begin, poses
+from tiny_worlds import AUTOENCODER, CONFIG, begin, poses
 
 from sana_wm_env.model.clip import ClipModel
 from sana_wm_env.model.codecs.autoencoder import Autoencoder
 from sana_wm_env.model.config import preset
 from sana_wm_env.model.network.transformer import Transformer
-from sana_wm_env.model.storage.checkpoint import (
+from sana_wm_env.model.storage.hub import REPOSITORIES, parse_id
+from sana_wm_env.model.storage.layouts import (
+    LAYOUTS,
+    NATIVE_BUFFERS,
+    from_diffusers,
+    open_folder,
+    read_config,
+    to_diffusers,
+)
+from sana_wm_env.model.storage.weights import WeightFiles, native_name
+from sana_wm_env.model.storage.worlds import (
     WRITTEN,
     CheckpointError,
     convert,
@@ -22,15 +32,15 @@ from sana_wm_env.model.storage.checkpoint import (
     write_config,
     write_transformer,
 )
-from sana_wm_env.model.storage.hub import REPOSITORIES, parse_id
-from sana_wm_env.model.storage.published import LAYOUTS, NATIVE_BUFFERS, from_diffusers, open_folder, read_config, to_diffusers
-from sana_wm_env.model.storage.weights import WeightFiles, native_name
 from sana_wm_env.model.world import WorldModel
 
 PICKLES = {
     "plain": lambda weights: weights,
     "state_dict": lambda weights: {"state_dict": weights, "step": 7},
-    "generator": lambda weights: {"generator": {f"model.{name}": t for name, t in weights.items()}, "critic": {"w": torch.zeros(3)}},
+    "generator": lambda weights: {
+        "generator": {f"model.{name}": t for name, t in weights.items()},
+        "critic": {"w": torch.zeros(3)},
+    },
 }
 
 
@@ -39,7 +49,10 @@ def weights() -> dict[str, torch.Tensor]:
     """Everything that a published file holds, unused buffers included."""
     torch.manual_seed(0)
     held = Transformer(CONFIG.transformer).state_dict()
-    return {name: torch.randn_like(t) if "pos_embed" in name or "y_embedding" in name else t for name, t in held.items()}
+    return {
+        name: torch.randn_like(t) if "pos_embed" in name or "y_embedding" in name else t
+        for name, t in held.items()
+    }
 
 
 def write(folder, weights, layout: str, wrap=PICKLES["generator"]):
@@ -53,7 +66,10 @@ def write(folder, weights, layout: str, wrap=PICKLES["generator"]):
         whole = folder / WRITTEN["diffusers"]
         tensors = load_file(whole)
         whole.unlink()
-        parts = {f"diffusion_pytorch_model-0000{i + 1}-of-00002.safetensors": dict(list(tensors.items())[i::2]) for i in range(2)}
+        parts = {
+            f"diffusion_pytorch_model-0000{i + 1}-of-00002.safetensors": dict(list(tensors.items())[i::2])
+            for i in range(2)
+        }
         for name, part in parts.items():
             save_file(part, whole.parent / name)
         index = {"metadata": {}, "weight_map": {key: name for name, part in parts.items() for key in part}}
@@ -67,7 +83,9 @@ def write(folder, weights, layout: str, wrap=PICKLES["generator"]):
     return folder
 
 
-@pytest.mark.parametrize("layout", ["world", "native", "diffusers", "sharded", *(f"streaming {wrapping}" for wrapping in PICKLES)])
+@pytest.mark.parametrize(
+    "layout", ["world", "native", "diffusers", "sharded", *(f"streaming {wrapping}" for wrapping in PICKLES)]
+)
 def test_every_layout_opens_and_gives_the_same_weights(tmp_path, weights, layout):
     layout, _, wrapping = layout.partition(" ")
     folder = write(tmp_path / "w", weights, layout, PICKLES.get(wrapping))
@@ -92,7 +110,9 @@ def test_a_saved_world_steps_alike_from_every_layout(tmp_path, weights):
 
 CHANGES = {
     "missing blocks.1.attn.qkv.weight": lambda held, name: held.pop(name("blocks.1.attn.qkv.weight")),
-    "unexpected blocks.1.attn.qkv.wait": lambda held, name: held.update({name("blocks.1.attn.qkv.wait"): torch.zeros(1)}),
+    "unexpected blocks.1.attn.qkv.wait": lambda held, name: held.update(
+        {name("blocks.1.attn.qkv.wait"): torch.zeros(1)}
+    ),
     "mis-shaped t_embedder.mlp.2.bias (31,) instead of (32,)": lambda held, name: held.update(
         {name("t_embedder.mlp.2.bias"): torch.zeros(31)}
     ),
@@ -119,9 +139,13 @@ def test_a_pickle_that_would_run_code_is_not_opened(tmp_path):
             return (pytest.fail, ("a checkpoint ran code",))
 
     (tmp_path / "sana_dit").mkdir()
-    torch.save({"generator": {"model.w": torch.zeros(1)}, "optimizer": Harm()}, tmp_path / "sana_dit" / "model.pt")
+    torch.save(
+        {"generator": {"model.w": torch.zeros(1)}, "optimizer": Harm()}, tmp_path / "sana_dit" / "model.pt"
+    )
     with pytest.raises(
-        CheckpointError, match=r"model\.pt is damaged or holds more than tensors .* convert it to safetensors where you trust it"
+        CheckpointError,
+        match=r"model\.pt is damaged or holds more than tensors .* convert it to "
+        r"safetensors where you trust it",
     ):
         open_folder(tmp_path).transformer.outline()
 
@@ -133,14 +157,21 @@ def test_damaged_files_are_named(tmp_path, content):
         with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
             WeightFiles((tmp_path / name,)).outline()
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(CheckpointError, match="holds no state dict; wanted one as it is, under 'state_dict' or under 'generator'"):
+    with pytest.raises(
+        CheckpointError,
+        match="holds no state dict; wanted one as it is, under 'state_dict' or under 'generator'",
+    ):
         WeightFiles((tmp_path / "list.pt",)).outline()
 
 
 @pytest.mark.parametrize("layout", ["streaming", "native", "diffusers"])
 def test_what_is_missing_is_named_with_the_command_that_gets_it(tmp_path, layout):
     (tmp_path / LAYOUTS[layout].mark).mkdir()
-    file = {"streaming": "sana_dit/model.pt", "native": "dit/*.safetensors", "diffusers": "transformer/diffusion_pytorch_model.safetensors"}
+    file = {
+        "streaming": "sana_dit/model.pt",
+        "native": "dit/*.safetensors",
+        "diffusers": "transformer/diffusion_pytorch_model.safetensors",
+    }
     with pytest.raises(CheckpointError) as refused:
         open_folder(tmp_path)
     assert f"no {file[layout]}: `sana-wm download {LAYOUTS[layout].home}` gets it" in str(refused.value)
@@ -150,11 +181,17 @@ def test_what_is_missing_is_named_with_the_command_that_gets_it(tmp_path, layout
 def test_a_missing_shard_and_a_second_transformer_are_named(tmp_path, weights):
     folder = write(tmp_path / "shards", weights, "sharded")
     (folder / "transformer" / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"has no diffusion_pytorch_model-00002-of-00002\.safetensors, which .*index\.json lists"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"has no diffusion_pytorch_model-00002-of-00002\.safetensors, which .*index\.json lists",
+    ):
         open_folder(folder)
     folder = write(tmp_path / "two", weights, "native")
     (folder / "dit" / "other.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"2 transformers: dit/other\.safetensors, dit/transformer\.safetensors; keep one"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"2 transformers: dit/other\.safetensors, dit/transformer\.safetensors; keep one",
+    ):
         open_folder(folder)
 
 
@@ -162,9 +199,15 @@ def test_native_to_diffusers_and_back_is_the_identity(tmp_path, weights):
     native = write(tmp_path / "native", weights, "native")
     convert(open_folder(native), tmp_path / "diffusers", CONFIG, "diffusers")
     theirs = load_file(tmp_path / "diffusers" / WRITTEN["diffusers"])
-    assert len(theirs) == len(weights) - 2 and "t_embedder.linear_1.weight" in theirs and "pos_embed" not in theirs
+    assert (
+        len(theirs) == len(weights) - 2
+        and "t_embedder.linear_1.weight" in theirs
+        and "pos_embed" not in theirs
+    )
     assert set(load_file(tmp_path / "diffusers" / NATIVE_BUFFERS)) == {"pos_embed", "y_embedder.y_embedding"}
-    convert(open_folder(tmp_path / "diffusers"), tmp_path / "back", read_config(tmp_path / "diffusers"), "native")
+    convert(
+        open_folder(tmp_path / "diffusers"), tmp_path / "back", read_config(tmp_path / "diffusers"), "native"
+    )
     for name in (WRITTEN["native"], "config.json", "autoencoder.safetensors"):
         assert (tmp_path / "back" / name).read_bytes() == (native / name).read_bytes()
 
@@ -173,9 +216,14 @@ def test_published_folders_without_our_settings_are_the_published_network(tmp_pa
     for mark in ("dit", "sana_dit", "transformer"):
         (tmp_path / mark / mark).mkdir(parents=True)
         config = read_config(tmp_path / mark)
-        assert config.transformer == preset("2.6b") and (config.image_size, config.grid) == ((704, 1280), (22, 40))
+        assert config.transformer == preset("2.6b") and (config.image_size, config.grid) == (
+            (704, 1280),
+            (22, 40),
+        )
         assert config.first_frames is None
-    (tmp_path / "transformer" / "config.json").write_text('{"download_counter": true}')  # another's, as the hub's repositories have
+    (tmp_path / "transformer" / "config.json").write_text(
+        '{"download_counter": true}'
+    )  # another's, as the hub's repositories have
     assert read_config(tmp_path / "transformer").transformer == preset("2.6b")
 
 
@@ -200,9 +248,14 @@ def test_opening_a_folder_opens_no_connection(tmp_path, weights, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "empty"))
     world = WorldModel.load(folder)
     assert world.step(begin(world, 1), poses(0, 1))[0].shape == (1, 24, 16, 24, 3)
-    with pytest.raises(CheckpointError, match=r"huggingface_hub|`sana-wm download Efficient-Large-Model/SANA-WM_streaming` gets it"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"huggingface_hub|`sana-wm download Efficient-Large-Model/SANA-WM_streaming` gets it",
+    ):
         resolve_world("Efficient-Large-Model/SANA-WM_streaming")
-    with pytest.raises(CheckpointError, match=r"unknown world 'someone/something'.*as a repository of the hub"):
+    with pytest.raises(
+        CheckpointError, match=r"unknown world 'someone/something'.*as a repository of the hub"
+    ):
         resolve_world("someone/something")
 
 
@@ -220,13 +273,20 @@ def test_a_downloaded_repository_is_found_by_its_revision(tmp_path, weights, mon
 
 
 def test_ids_are_read_with_and_without_a_revision():
-    assert parse_id("a/b") == ("a/b", "main") and parse_id("a/b-c_d.e@refs/pr/2") == ("a/b-c_d.e", "refs/pr/2")
+    assert parse_id("a/b") == ("a/b", "main") and parse_id("a/b-c_d.e@refs/pr/2") == (
+        "a/b-c_d.e",
+        "refs/pr/2",
+    )
     with pytest.raises(CheckpointError, match="wanted a repository as owner/name"):
         parse_id("rooms")
 
 
 def test_names_of_both_kinds_become_native():
-    assert native_name("t_embedder.linear_2.bias") == native_name("t_embedder.mlp.2.bias") == "t_embedder.mlp.2.bias"
+    assert (
+        native_name("t_embedder.linear_2.bias")
+        == native_name("t_embedder.mlp.2.bias")
+        == "t_embedder.mlp.2.bias"
+    )
     assert native_name("blocks.0.attn.proj.bias") == "blocks.0.attn.proj.bias"
 
 

@@ -1,4 +1,4 @@
-"""Worlds by name, by folder or by repository: where they lie, how they load, how they are written, in every layout."""
+"""Worlds by name, by folder or by repository: finding, loading and writing them, in every layout."""
 
 import json
 from collections.abc import Iterable
@@ -12,16 +12,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sana_wm_env.files import write_whole
+
 from ..config import Variant, WorldConfig
 from ..kernels.formats import Precision
 from ..network.transformer import Transformer
 from ..quantize import METADATA, find_precision, pack_tensors, packed_names, quantize, read_precision
 from ..quantize import load_weights as load_packed
 from .hub import HUB_ID, REPOSITORIES, downloaded
-from .published import CONFIG as CONFIG
-from .published import NATIVE_BUFFERS, Folder, open_folder, read_config, to_diffusers
-from .published import TRANSFORMER as TRANSFORMER
-from .weights import NATIVE_ONLY, WeightFiles, diffusers_name, is_unused, load, write_whole
+from .layouts import CONFIG as CONFIG
+from .layouts import NATIVE_BUFFERS, Folder, open_folder, read_config, to_diffusers
+from .layouts import TRANSFORMER as TRANSFORMER
+from .weights import NATIVE_ONLY, WeightFiles, diffusers_name, is_unused, load
 from .weights import CheckpointError as CheckpointError
 
 AUTOENCODER = "autoencoder.safetensors"
@@ -34,18 +36,44 @@ WRITTEN: dict[Target, str] = {
 }
 
 
+SHOWN = {"rooms": "tiny-rooms"}
+"""Bundled worlds that are shown under another name than their folder's, which states and fingerprints
+hold.
+"""
+
+
 def known_worlds() -> list[str]:
-    """Names of the worlds that come with the package."""
-    return sorted(child.name for child in _bundled().iterdir() if (child / CONFIG).is_file())
+    """Lists the worlds that come with the package, by the names that they are shown under."""
+    return sorted(
+        SHOWN.get(child.name, child.name) for child in _bundled().iterdir() if (child / CONFIG).is_file()
+    )
+
+
+def is_bundled(world: str) -> bool:
+    """Returns True for the name of a bundled world: the one it is shown under, or its folder's."""
+    return world in known_worlds() or SHOWN.get(world) in known_worlds()
+
+
+def label_world(folder: Path, config: WorldConfig) -> str:
+    """Returns the name that the world in a folder is shown under; `config.name` unless it is a bundled
+    one.
+    """
+    return SHOWN.get(config.name, config.name) if folder == _bundled() / config.name else config.name
 
 
 def resolve_world(world: str | Path) -> Path:
-    """Folder of a bundled world (by name), of a local one (by path), or of a downloaded repository (owner/name or owner/name@revision).
+    """Returns the folder of a bundled world (by name), of a local one (by path), or of a downloaded
+    repository (owner/name or owner/name@revision).
 
     Nothing is downloaded and no connection made. CheckpointError that says what is known otherwise.
     """
-    if isinstance(world, str) and world in known_worlds():
-        return _bundled() / world
+    if not isinstance(world, str | Path) or not str(world):
+        raise CheckpointError(
+            f"got world={world!r}; wanted the name of a bundled world {known_worlds()}, a folder, or a "
+            "downloaded repository"
+        )
+    if isinstance(world, str) and is_bundled(world):
+        return _bundled() / {label: name for name, label in SHOWN.items()}.get(world, world)
     if Path(world).is_dir():
         return Path(world)
     if isinstance(world, str) and world.partition("@")[0] in REPOSITORIES:
@@ -60,18 +88,24 @@ def resolve_world(world: str | Path) -> Path:
 
 
 def load_config(folder: Path) -> WorldConfig:
-    """Settings of the world in a folder of any layout; CheckpointError if they cannot be read or do not fit together."""
+    """Reads the settings of the world in a folder of any layout; CheckpointError if they cannot be read or do
+    not fit together.
+    """
     return read_config(folder)
 
 
 def check_variant(config: WorldConfig, variant: str) -> None:
-    """CheckpointError that lists what a world can do, where it cannot do this."""
+    """Raises CheckpointError that lists a world's variants, if this is none of them."""
     if variant not in config.variants:
-        raise CheckpointError(f"the world {config.name!r} has no variant {variant!r}; it has {', '.join(config.variants)}")
+        raise CheckpointError(
+            f"the world {config.name!r} has no variant {variant!r}; it has {', '.join(config.variants)}"
+        )
 
 
 def has_undistilled(config: WorldConfig) -> bool:
-    """Whether a world has a second transformer: few-step weights serve streaming only, so that other variants need their own."""
+    """Returns True if a world has a second transformer: few-step weights serve streaming only, so that other
+    variants need their own.
+    """
     return "streaming" in config.variants and len(config.variants) > 1
 
 
@@ -83,7 +117,8 @@ def load_transformer(
     variant: Variant = "streaming",
     precision: Precision | None = None,
 ) -> Transformer:
-    """The transformer of a folder of any layout. CheckpointError that names every key that is missing, unexpected or mis-shaped.
+    """The transformer of a folder of any layout. CheckpointError that names every key that is missing,
+    unexpected or mis-shaped.
 
     precision: of weights and activations; None for what the folder holds.
     """
@@ -101,14 +136,18 @@ def transformer_files(folder: Path, config: WorldConfig, variant: Variant = "str
 
 
 def stored_precision(folder: Path, config: WorldConfig, variant: Variant = "streaming") -> Precision | None:
-    """What a world's transformer is stored in; None for wide weights, and for a folder without any, whose loading says what is missing."""
+    """Reads the precision of a world's stored transformer; None for wide weights, and for a folder without
+    any, whose loading says what is missing.
+    """
     try:
         return read_precision(transformer_files(folder, config, variant))
     except CheckpointError:
         return None
 
 
-def load_weights(module: nn.Module, path: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> None:
+def load_weights(
+    module: nn.Module, path: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> None:
     """Fill a module, which may stand on the meta device, from a safetensors file of a world folder."""
     load(module, _world_file(path), dtype, device)
 
@@ -131,23 +170,32 @@ def save_world(
     """Write a world folder; weights are stored in `dtype`, the transformer as `layout` has it.
 
     `undistilled` is the transformer of the variants other than "streaming", wanted where `config` names both.
-    ValueError if a weight does not fit into `dtype`, or if there is no such transformer where one is wanted, or one too many.
+    ValueError if a weight does not fit into `dtype`, or if there is no such transformer where one is wanted,
+    or one too many.
     """
     if has_undistilled(config) != (undistilled is not None):
         given = "no undistilled transformer" if undistilled is None else "an undistilled transformer"
-        raise ValueError(f"got the variants {', '.join(config.variants)} with {given}; streaming and another variant have one each")
+        raise ValueError(
+            f"got the variants {', '.join(config.variants)} with {given}; streaming and another "
+            "variant have one each"
+        )
     write_transformer(folder, _stored(transformer, dtype).items(), layout, find_precision(transformer))
     for name, module in {AUTOENCODER: autoencoder, UNDISTILLED: undistilled}.items():
         if module is not None:
             tensors, precision = _stored(module, dtype), find_precision(module)
-            write_whole(folder / name, partial(save_file, tensors, metadata=_metadata(precision) if precision else None))
+            write_whole(
+                folder / name,
+                partial(save_file, tensors, metadata=_metadata(precision) if precision else None),
+            )
     write_config(folder, config, layout)
 
 
 def convert(source: Folder, target: Path, config: WorldConfig, layout: Target) -> None:
-    """Write the transformer of a folder under the names and in the place of another layout. Values and dtypes stay as they are.
+    """Write the transformer of a folder under the names and in the place of another layout. Values and dtypes
+    stay as they are.
 
-    The other files of a world go with it. The other parts of a published checkpoint are the same in every layout and stay where they are.
+    The other files of a world go with it. The other parts of a published checkpoint are the same in every
+    layout and stay where they are.
     """
     write_transformer(target, source.transformer.tensors(), layout, read_precision(source.transformer))
     for file in (source.path / AUTOENCODER, source.path / UNDISTILLED):
@@ -157,7 +205,9 @@ def convert(source: Folder, target: Path, config: WorldConfig, layout: Target) -
 
 
 def quantize_world(source: Folder, target: Path, config: WorldConfig, precision: Precision) -> None:
-    """Write a folder's world with its transformers packed; dtypes of everything else stay as they are. The source's may not be packed."""
+    """Write a folder's world with its transformers packed; dtypes of everything else stay as they are. The
+    source's may not be packed.
+    """
     with torch.device("meta"):
         network = quantize(Transformer(config.transformer), precision)
     write_transformer(target, pack_tensors(source.transformer.tensors(), network), "world", precision)
@@ -169,15 +219,17 @@ def quantize_world(source: Folder, target: Path, config: WorldConfig, precision:
     write_config(target, config, "world")
 
 
-def write_transformer(folder: Path, tensors: Iterable[tuple[str, Tensor]], layout: Target, precision: Precision | None = None) -> None:
+def write_transformer(
+    folder: Path, tensors: Iterable[tuple[str, Tensor]], layout: Target, precision: Precision | None = None
+) -> None:
     """Write a transformer's tensors, given by native name and in `precision`, as `layout` has them."""
-    held = {name: t.contiguous() for name, t in tensors}
+    stored = {name: t.contiguous() for name, t in tensors}
     if layout == "diffusers":
-        buffers = {name: held.pop(name) for name in NATIVE_ONLY if name in held}
-        held = {diffusers_name(name): t for name, t in held.items()}
+        buffers = {name: stored.pop(name) for name in NATIVE_ONLY if name in stored}
+        stored = {diffusers_name(name): t for name, t in stored.items()}
         if buffers:
             write_whole(folder / NATIVE_BUFFERS, lambda path: save_file(buffers, path, {"format": "pt"}))
-    write_whole(folder / WRITTEN[layout], lambda path: save_file(held, path, _metadata(precision)))
+    write_whole(folder / WRITTEN[layout], lambda path: save_file(stored, path, _metadata(precision)))
 
 
 def write_config(folder: Path, config: WorldConfig, layout: Target) -> None:
@@ -198,8 +250,10 @@ def _bundled() -> Path:
 
 def _stored(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     packed = packed_names(module)
-    held = {name: t.detach().cpu().contiguous() for name, t in module.state_dict().items() if not is_unused(name)}
-    stored = {name: t if name in packed else t.to(dtype) for name, t in held.items()}
+    tensors = {
+        name: t.detach().cpu().contiguous() for name, t in module.state_dict().items() if not is_unused(name)
+    }
+    stored = {name: t if name in packed else t.to(dtype) for name, t in tensors.items()}
     for name, value in stored.items():
         if name not in packed and not value.isfinite().all():
             largest = module.state_dict()[name].abs().max().item()
