@@ -1,9 +1,10 @@
-"""What the design's choices are worth, on rooms: networks that differ in one thing each, trained alike, with several seeds.
+"""Ablations on rooms: networks that differ in one thing each, trained alike, with several seeds.
 
-The paper's questions (tables 3 and 4, section 3.2) asked in small. Key scale and hybrid attention: small networks from scratch. Camera
-branches: the trained network, which has learned to look where it is going, loses a branch and is trained on for a while; from scratch
-no network of this budget would have come to use its cameras. Then, of the trained world, the sink and the number of sampling steps.
-`sana-wm train ablations` trains what is missing, prints a table and draws it.
+The paper's questions (tables 3 and 4, section 3.2) asked in small. Key scale and hybrid attention: small
+networks from scratch. Camera branches: the trained network, which has learned to look where it is going,
+loses a branch and is trained on for a while; from scratch no network of this budget would have come to use
+its cameras. Then, of the trained world, the sink and the number of sampling steps. `sana-wm train ablations`
+trains what is missing, prints a table and draws it.
 """
 
 import json
@@ -16,15 +17,18 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sana_wm_env.evaluation.episodes import draw_episodes
-from sana_wm_env.evaluation.fidelity import measure
-from sana_wm_env.evaluation.metrics import estimate
+from sana_wm_env.evaluation.fidelity import measure_fidelity
+from sana_wm_env.evaluation.metrics import estimate_mean
+from sana_wm_env.extras import check_installed
+from sana_wm_env.files import write_json, write_text, write_whole
 from sana_wm_env.model.config import TransformerConfig
 from sana_wm_env.model.network.transformer import Transformer
 from sana_wm_env.model.sampler import STREAMING_SHIFT, STREAMING_SIGMAS, shifted_sigmas
 from sana_wm_env.model.world import WorldModel
+from sana_wm_env.outputs import Output, check_outputs
+from sana_wm_env.progress import progress
 
 from .bidirectional import BidirectionalConfig
 from .data.latents import LatentClips, Sessions, Window, room_clips
@@ -33,7 +37,9 @@ from .flow import FlowStage
 from .levels import LEVELS
 from .loop import LoopConfig, train
 
-SMALL = TransformerConfig(depth=4, width=96, heads=2, in_channels=48, mlp_ratio=2.0, text_width=64, text_tokens=32, input_size=8)
+SMALL = TransformerConfig(
+    depth=4, width=96, heads=2, in_channels=48, mlp_ratio=2.0, text_width=64, text_tokens=32, input_size=8
+)
 UCPE, PLUCKER = "out_proj_cam", "plucker_proj"
 LEVELS_SCORED = (0.5, 0.7, 0.85, 0.95)
 UNDISTILLED_STEPS = (4, 20, 40)
@@ -44,13 +50,13 @@ class Variant:
     """One thing that is different.
 
     Attributes:
-        says: what it is, in words.
+        label: what it is, in words.
         settings: of the network, where it is trained from scratch.
         silent: projections that are zero and stay it: paths that are not there.
         trained: begins with the trained network.
     """
 
-    says: str
+    label: str
     settings: dict = field(default_factory=dict)
     silent: tuple[str, ...] = ()
     trained: bool = False
@@ -69,14 +75,14 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class AblationsConfig(BidirectionalConfig):
-    """Trains networks that differ in one thing each, and asks the trained world about its sink and its steps.
+    """Trains networks that differ in one thing each, and measures the trained world's sink and steps.
 
     Attributes:
         seeds: networks per variant.
         variants: which; all if not given. Several processes may share the work by naming different ones.
         init_from: the trained network, of a stage or a world, that the camera variants begin with.
         further: steps that those are trained on.
-        validation: shards of clips beyond those that are trained on.
+        validation: clip files beyond those that are trained on.
         few_step: stage of the trained world that is asked about its sink and its steps.
         undistilled: stage that it was distilled from.
         episodes: held-out episodes for that; 0 for none.
@@ -110,7 +116,12 @@ class VariantStage(FlowStage):
             if any(part in name for part in variant.silent):
                 weight.requires_grad_(False).zero_()
         self.held_out = self.clips
-        self.clips = LatentClips(room_clips(config.runs / "data", {"clips": config.shards}), config.size, config.text, config.loop.device)
+        self.clips = LatentClips(
+            room_clips(config.runs / "data", {"clips": config.shards}),
+            config.size,
+            config.text,
+            config.loop.device,
+        )
 
     def transformer(self) -> TransformerConfig:
         return super().transformer() if self.variant.trained else replace(SMALL, **self.variant.settings)
@@ -130,7 +141,9 @@ class VariantStage(FlowStage):
             noise = torch.randn(window.latents.shape, generator=generator, device=device)
             for sigma in LEVELS_SCORED:
                 for name, shown in (("loss", window), ("wrong cameras", swapped)):
-                    sums[name] += len(rows) / clips * self._error(model, shown, noise, sigma) / len(LEVELS_SCORED)
+                    sums[name] += (
+                        len(rows) / clips * self._error(model, shown, noise, sigma) / len(LEVELS_SCORED)
+                    )
         return sums
 
     def _error(self, model: Transformer, window: Window, noise: Tensor, sigma: float) -> float:
@@ -143,36 +156,50 @@ class VariantStage(FlowStage):
 
 
 def trained_variant(config: AblationsConfig, name: str, seed: int) -> dict:
-    """Score of one network, trained if no result is there yet; {"diverged": step} if its gradient became no number."""
+    """Score of one network, trained if no result is there yet; {"diverged": step} if its gradient became no
+    number.
+    """
     folder = config.out / f"{name.replace(' ', '-')}-{seed}"
     if (folder / "result.json").exists():
         return json.loads((folder / "result.json").read_text())
     variant, loop = VARIANTS[name], replace(config.loop, seed=seed)
     if variant.trained:
-        loop = replace(loop, steps=config.further, optim=replace(loop.optim, warmup=min(loop.optim.warmup, config.further // 10)))
-    own = replace(config, init_from=config.init_from if variant.trained else "", sessions=0, loop=loop)
-    stage = VariantStage(own, variant)
+        loop = replace(
+            loop,
+            steps=config.further,
+            optim=replace(loop.optim, warmup=min(loop.optim.warmup, config.further // 10)),
+        )
+    settings = replace(config, init_from=config.init_from if variant.trained else "", sessions=0, loop=loop)
+    stage = VariantStage(settings, variant)
     try:
-        result = stage.score(train(stage, own.loop, folder))
+        train(stage, settings.loop, folder)
+        result = stage.score(stage.network)
     except FloatingPointError as error:
         result = {"diverged": int(str(error).split(":")[0].removeprefix("step "))}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "result.json").write_text(json.dumps(result))
+    write_json(folder / "result.json", result)
     return result
 
 
 def sampling_rows(config: AblationsConfig) -> Iterator[tuple[str, str, list[float]]]:
-    """PSNR per held-out episode: of chunk 1 for distilled and undistilled steps, of chunks 8 to 12 with and without the sink."""
-    undistilled = [(f"{n} undistilled steps", config.undistilled, shifted_sigmas(n, STREAMING_SHIFT)) for n in UNDISTILLED_STEPS]
+    """PSNR per held-out episode: of chunk 1 for distilled and undistilled steps, of chunks 8 to 12 with and
+    without the sink.
+    """
+    undistilled = [
+        (f"{n} undistilled steps", config.undistilled, shifted_sigmas(n, STREAMING_SHIFT))
+        for n in UNDISTILLED_STEPS
+    ]
     for label, stage, sigmas in (("4 distilled steps", config.few_step, STREAMING_SIGMAS), *undistilled):
         world = assemble(ExportConfig(config.world, config.runs, stage))
-        world.config = replace(world.config, sigmas=sigmas)
+        world = WorldModel(
+            replace(world.config, sigmas=sigmas), world.transformer, world.autoencoder, world.text_encoder
+        )
         yield label, "PSNR of chunk 1, dB", _psnr(world, config.episodes, 1)[:, 0].tolist()
     for label, sink in (("with the sink", True), ("without the sink", False)):
         world = assemble(ExportConfig(config.world, config.runs, config.few_step))
         other = Transformer(replace(world.config.transformer, sink=sink))
         other.load_state_dict(world.transformer.state_dict())
-        world.transformer = other.eval().requires_grad_(False).prepare()
+        world = WorldModel(world.config, other, world.autoencoder, world.text_encoder)
         yield label, "PSNR of chunks 8 to 12, dB", _psnr(world, config.episodes, 12)[:, 7:].mean(1).tolist()
 
 
@@ -180,29 +207,41 @@ def _psnr(world: WorldModel, episodes: int, chunks: int) -> np.ndarray:
     """(episodes, chunks) on held-out rooms."""
     asked = draw_episodes(episodes, chunks, seed=3000)
     asked = replace(asked, drives={"world": asked.drives["world"]})
-    return measure(world, asked).figures["world", "psnr_db"]
+    return measure_fidelity(world, asked).figures["world", "psnr_db"]
 
 
 def table(results: dict[str, list[dict]], sampled: dict[str, tuple[str, list[float]]]) -> str:
-    """Both tables as Markdown: mean and standard deviation over seeds; then means over sessions with 95 % intervals.
+    """Both tables as Markdown: mean and standard deviation over seeds; then means over sessions with 95 %
+    intervals.
 
-    The sessions are the same ones in every row, so that the difference to the first row of a measurement is known better than either.
+    The sessions are the same ones in every row, so that the difference to the first row of a measurement is
+    known better than either.
     """
-    lines = ["| variant | | begins with | held-out loss | with another clip's cameras |", "|---|---|---|---|---|"]
+    lines = [
+        "| variant | | begins with | held-out loss | with another clip's cameras |",
+        "|---|---|---|---|---|",
+    ]
     for name, rows in results.items():
         fallen = [row["diverged"] for row in rows if "diverged" in row]
         if fallen:
             cells = [f"diverged at step {', '.join(map(str, fallen))} ({len(fallen)} of {len(rows)})", ""]
         else:
             cells = [_spread([row[key] for row in rows]) for key in ("loss", "wrong cameras")]
-        beginning = "the trained network" if VARIANTS[name].trained else "nothing"
-        lines.append(f"| {name} | {VARIANTS[name].says} | {beginning} | {cells[0]} | {cells[1]} |")
+        start = "the trained network" if VARIANTS[name].trained else "nothing"
+        lines.append(f"| {name} | {VARIANTS[name].label} | {start} | {cells[0]} | {cells[1]} |")
     if sampled:
-        lines += ["", "| trained world | measured | mean | above the first row of its kind |", "|---|---|---|---|"]
+        lines += [
+            "",
+            "| trained world | measured | mean | above the first row of its kind |",
+            "|---|---|---|---|",
+        ]
         first: dict[str, list[float]] = {}
         for label, (what, values) in sampled.items():
             difference = np.subtract(values, first.setdefault(what, values))
-            lines.append(f"| {label} | {what} | {_interval(values)} | {_interval(difference) if values is not first[what] else ''} |")
+            lines.append(
+                f"| {label} | {what} | {_interval(values)} | "
+                f"{_interval(difference) if values is not first[what] else ''} |"
+            )
     return "\n".join(lines)
 
 
@@ -223,25 +262,31 @@ def plot(results: dict[str, list[dict]], path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("mean squared error of the velocity, held-out rooms")
     axes.legend()
-    figure.savefig(path, dpi=150)
+    write_whole(path, lambda part: figure.savefig(part, dpi=150, format="png"))
 
 
 def run(config: AblationsConfig) -> None:
     """Trains what is missing, writes ablations.md and ablations.png, and prints the table."""
+    check_outputs(Output("--out", config.out, folder=True))
+    check_installed("matplotlib", "the picture of the ablations")
     jobs = [(name, seed) for name in config.variants for seed in range(config.seeds)]
     results: dict[str, list[dict]] = {name: [] for name in config.variants}
-    for name, seed in tqdm(jobs, desc="ablations", unit="network"):
+    for name, seed in progress(jobs, desc="ablations", unit="network"):
         results[name].append(trained_variant(config, name, seed))
-    sampled = {label: (what, values) for label, what, values in sampling_rows(config)} if config.episodes else {}
+    sampled = (
+        {label: (what, values) for label, what, values in sampling_rows(config)} if config.episodes else {}
+    )
     text = table(results, sampled)
-    (config.out / "ablations.md").write_text(text + "\n")
+    write_text(config.out / "ablations.md", text + "\n")
     plot(results, config.out / "ablations.png")
     print(text)
 
 
 def _interval(values: Sequence[float] | np.ndarray) -> str:
-    found = estimate(np.asarray(values))
-    return f"{found.mean:.2f}" if found.high is None else f"{found.mean:.2f} ± {found.high - found.mean:.2f}"
+    result = estimate_mean(np.asarray(values))
+    if result.mean is None or result.high is None:
+        return f"{result.mean:.2f}"
+    return f"{result.mean:.2f} ± {result.high - result.mean:.2f}"
 
 
 def _spread(values: list[float]) -> str:

@@ -2,15 +2,16 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sana_wm_env.model.codecs.autoencoder import TEMPORAL_STRIDE, Autoencoder, AutoencoderConfig, group
 from sana_wm_env.model.world import WorldModel
 
-from .data.packed import packed_shards, read_packed
-from .data.rooms import read_shard, shard_path, write_shards
+from .data.packed import packed_tars, read_packed
+from .data.rooms import clip_file, read_clip_file, write_clip_files
 from .loop import LoopConfig, train
 from .precision import compute_dtype
 from .processes import rank, start_processes
@@ -26,9 +27,11 @@ class AutoencoderStageConfig:
     Attributes:
         world: name of the world; the run lives in runs/WORLD/autoencoder.
         runs: folder of all runs.
-        data: folder of your own packed clips (`sana-wm data pack`), all of which are kept in memory; rooms if not given.
-        start_from: world, by bundled name or by folder, whose autoencoder this one begins with; with --steps 0 it is taken as it is.
-        shards: shards of rooms to train on, rendered into runs/data where they are missing.
+        data: folder of your own packed clips (`sana-wm data pack`), all of which are kept in memory; rooms if
+            not given.
+        start_from: world, by bundled name or by folder, whose autoencoder this one begins with; with --steps
+            0 it is taken as it is.
+        shards: clip files of rooms to train on, rendered into runs/data where they are missing.
         size: height and width of the frames.
     """
 
@@ -43,14 +46,19 @@ class AutoencoderStageConfig:
 
 
 class AutoencoderStage(Stage):
-    """Reconstruction of three neighbouring groups of 8 frames, the first of them a single repeated frame half of the time.
+    """Reconstruction of three neighbouring groups of 8 frames, the first of them a single repeated frame half
+    of the time.
 
-    A little noise on the latents, relative to their spread, keeps the decoder smooth: what the transformer writes will never be exact.
+    A little noise on the latents, relative to their spread, keeps the decoder smooth: what the transformer
+    writes will never be exact.
     """
+
+    model: Autoencoder
 
     def __init__(self, config: AutoencoderStageConfig):
         torch.manual_seed(config.loop.seed)
-        self.config, self.model = config, _beginning(config).to(config.loop.device, memory_format=torch.channels_last)
+        self.config = config
+        self.model = _initial_autoencoder(config).to(config.loop.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # torch declares no memory_format
         self.clips = _own_clips(config.data, config.size) if config.data else _room_clips(config)
         self.dtype = compute_dtype(config.loop.precision, config.loop.device)
         if config.loop.compile:
@@ -64,17 +72,26 @@ class AutoencoderStage(Stage):
         for _ in range(batch):
             clips = self.clips[int(torch.randint(len(self.clips), (), generator=generator, device=device))]
             latest = clips.shape[1] - TEMPORAL_STRIDE * groups
-            clip, start, still = (int(torch.randint(high, (), generator=generator, device=device)) for high in (len(clips), latest + 1, 2))
+            clip, start, still = (
+                int(torch.randint(high, (), generator=generator, device=device))
+                for high in (len(clips), latest + 1, 2)
+            )
             frames = clips[clip, start : start + TEMPORAL_STRIDE * groups]
             if still:
                 frames = torch.cat(
-                    [frames[TEMPORAL_STRIDE - 1 : TEMPORAL_STRIDE].expand(TEMPORAL_STRIDE, -1, -1, -1), frames[TEMPORAL_STRIDE:]]
+                    [
+                        frames[TEMPORAL_STRIDE - 1 : TEMPORAL_STRIDE].expand(TEMPORAL_STRIDE, -1, -1, -1),
+                        frames[TEMPORAL_STRIDE:],
+                    ]
                 )
             rows.append(frames)
         video = torch.stack(rows).to(device).permute(0, 4, 1, 2, 3)  # (B, 3, F, H, W)
         return group(video.float() / 127.5 - 1)
 
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Returns the reconstruction error (a scalar) of `batch` triples of groups; PSNR and spread to
+        log.
+        """
         groups = self.draw(batch, generator)
         with self.narrow():
             raw = self.model.encode_groups(groups).float()
@@ -90,39 +107,45 @@ class AutoencoderStage(Stage):
 
     def narrow(self) -> torch.autocast:
         """Convolutions in the dtype of the loop's `precision`."""
-        return torch.autocast(torch.device(self.config.loop.device).type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+        return torch.autocast(
+            torch.device(self.config.loop.device).type, torch.bfloat16, enabled=self.dtype == torch.bfloat16
+        )
 
     @torch.no_grad()
-    def preview(self, model: nn.Module) -> Tensor:
+    def preview(self, model: Autoencoder) -> Tensor:
         """Four clips: the true last frame of each group above its reconstruction."""
         groups = self.draw(4, torch.Generator(self.config.loop.device).manual_seed(1))
         raw = model.encode_groups(groups)
         output = model.decode_groups(raw, torch.cat([raw[:, :1], raw[:, :-1]], 1)).clamp(-1, 1)
-        both = torch.stack([groups, output], 1)[:, :, :, -3:]  # (4, 2, T, 3, H, W)
-        picture = both.permute(3, 0, 1, 4, 2, 5).flatten(1, 3).flatten(2, 3)  # (3, 4*2*H, T*W)
+        pairs = torch.stack([groups, output], 1)[:, :, :, -3:]  # (4, 2, T, 3, H, W)
+        picture = pairs.permute(3, 0, 1, 4, 2, 5).flatten(1, 3).flatten(2, 3)  # (3, 4*2*H, T*W)
         return ((picture + 1) * 127.5).round().to(torch.uint8).cpu()
 
 
-def _beginning(config: AutoencoderStageConfig) -> Autoencoder:
+def _initial_autoencoder(config: AutoencoderStageConfig) -> Autoencoder:
     """A new autoencoder, or the one of another world."""
     if not config.start_from:
         return Autoencoder(config.model)
-    return WorldModel.load(config.start_from).autoencoder.train().requires_grad_(True)
+    autoencoder = cast(Autoencoder, WorldModel.load(config.start_from).autoencoder)
+    return autoencoder.train().requires_grad_(True)
 
 
 def _room_clips(config: AutoencoderStageConfig) -> list[Tensor]:
-    """Frames (32, F, H, W, 3) of every shard, rendered if need be."""
+    """Frames (32, F, H, W, 3) of every clip file, rendered if need be."""
     folder = config.runs / "data"
-    write_shards(folder, "clips", config.shards, config.size, config.loop.device)
-    return [read_shard(shard_path(folder, "clips", index)).frames for index in range(config.shards)]
+    write_clip_files(folder, "clips", config.shards, config.size, config.loop.device)
+    return [read_clip_file(clip_file(folder, "clips", index)).frames for index in range(config.shards)]
 
 
 def _own_clips(folder: Path, size: tuple[int, int]) -> list[Tensor]:
     """Frames (1, F, H, W, 3) of every packed clip. ValueError if they have another size than asked for."""
-    clips = [torch.from_numpy(clip.frames)[None] for shard in packed_shards(folder) for clip in read_packed(shard)]
+    clips = [torch.from_numpy(clip.frames)[None] for tar in packed_tars(folder) for clip in read_packed(tar)]
     if wrong := {tuple(clip.shape[2:4]) for clip in clips} - {tuple(size)}:
         (height, width), *_ = wrong
-        raise ValueError(f"got clips of {height} x {width} pixels in {folder}; wanted {size[0]} x {size[1]}: add --size {height} {width}")
+        raise ValueError(
+            f"got clips of {height} x {width} pixels in {folder}; wanted {size[0]} x {size[1]}: add --size "
+            f"{height} {width}"
+        )
     return clips
 
 
@@ -151,10 +174,13 @@ def result_path(out: Path) -> Path:
 
 
 def load_trained(out: Path, device: str) -> Autoencoder:
-    """The autoencoder that the stage left in its folder. Raises FileNotFoundError that says what to run first."""
+    """Loads the autoencoder that the stage left in its folder. Raises FileNotFoundError that says what to run
+    first.
+    """
     if not result_path(out).exists():
         raise FileNotFoundError(f"{result_path(out)} does not exist: run `sana-wm train autoencoder` first")
     saved = torch.load(result_path(out), map_location=device, weights_only=True)
-    model = Autoencoder(AutoencoderConfig(**saved["config"])).to(device, memory_format=torch.channels_last)
+    model = Autoencoder(AutoencoderConfig(**saved["config"]))
+    model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # torch declares no memory_format
     model.load_state_dict(saved["weights"])
     return model.eval().requires_grad_(False)

@@ -12,9 +12,11 @@ from .processes import start_processes
 
 @dataclass(frozen=True)
 class BidirectionalConfig(FlowConfig):
-    """Trains the bidirectional model of a world, in as many phases as wanted, each with a name and the one before as `init_from`.
+    """Trains the bidirectional model of a world, in as many phases as wanted, each with a name and the one
+    before as `init_from`.
 
-    The published curriculum is three: all blocks by the delta rule (`--softmax-every 0`), softmax in every fourth, then longer clips.
+    The published curriculum is three: all blocks by the delta rule (`--softmax-every 0`), softmax in every
+    fourth, then longer clips.
 
     Attributes:
         softmax_every: which blocks mix time by softmax, 0 for none; as in the preset if not given.
@@ -29,8 +31,9 @@ class BidirectionalStage(FlowStage):
     config: BidirectionalConfig
 
     def transformer(self) -> TransformerConfig:
-        own = super().transformer()
-        return own if self.config.softmax_every is None else replace(own, softmax_every=self.config.softmax_every)
+        network = super().transformer()
+        every = self.config.softmax_every
+        return network if every is None else replace(network, softmax_every=every)
 
 
 def run(config: BidirectionalConfig) -> None:

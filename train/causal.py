@@ -1,7 +1,8 @@
-"""Stage 3: chunk-causal diffusion forcing. The same weights, frames see their chunk and the past, every chunk has its own noise level.
+"""Stage 3: chunk-causal diffusion forcing. The same weights, frames see their chunk and the past, every chunk
+has its own noise level.
 
-The released `df` recipe: levels come from a four-way mixture and never fall along time; the first frame is given as before; clean prefix
-chunks stay in the loss, where they only add a constant.
+The released `df` recipe: levels come from a four-way mixture and never fall along time; the first frame is
+given as before; clean prefix chunks stay in the loss, where they only add a constant.
 """
 
 from dataclasses import dataclass, field
@@ -23,7 +24,8 @@ class CausalConfig(FlowConfig):
     """Trains the chunk-causal model of a world, from the bidirectional one.
 
     Attributes:
-        clean_past: share of clips whose first chunks are clean and so show the network what it will stream on; as published if not given.
+        clean_past: share of clips whose first chunks are clean and so show the network what it will stream
+            on; as published if not given.
     """
 
     stage: ClassVar[str] = "causal"
@@ -40,7 +42,10 @@ class CausalStage(FlowStage):
     def levels(self, batch: int, frames: int, generator: torch.Generator) -> Tensor:
         """Level indices (B, T), constant within a chunk."""
         sizes = torch.tensor(chunk_sizes(frames, self.network.config.chunk))
-        rows = [chunk_levels(len(sizes), generator, self.config.clean_past).repeat_interleave(sizes) for _ in range(batch)]
+        rows = [
+            chunk_levels(len(sizes), generator, self.config.clean_past).repeat_interleave(sizes)
+            for _ in range(batch)
+        ]
         return torch.stack(rows).to(generator.device)
 
 

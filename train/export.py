@@ -2,22 +2,24 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shutil import copytree, ignore_patterns
 
 import numpy as np
 from scipy.spatial.transform import RigidTransform
 
 from sana_wm_env.camera import CHUNK_FRAMES
+from sana_wm_env.files import replacing_folder
 from sana_wm_env.model.codecs.autoencoder import SPATIAL_STRIDE, TEMPORAL_STRIDE
 from sana_wm_env.model.codecs.text import TextEncoder, TextEncoderConfig
 from sana_wm_env.model.config import VARIANTS, WorldConfig, preset
 from sana_wm_env.model.network.transformer import Transformer
 from sana_wm_env.model.sampler import STREAMING_SIGMAS
-from sana_wm_env.model.storage.checkpoint import save_world
+from sana_wm_env.model.storage.worlds import CONFIG, save_world
 from sana_wm_env.model.world import WorldModel
 from sana_wm_env.rooms import paths
 
 from .autoencoder import load_trained
-from .data.packed import PACKED, packed_paths, packed_shards
+from .data.packed import PACKED, packed_paths, packed_tars
 from .flow import FlowConfig
 from .loop import load_average
 
@@ -30,11 +32,13 @@ class ExportConfig:
         world: name of the preset and of the world.
         runs: folder of all runs.
         stage: stage to take the transformer from.
-        undistilled: stage to take the transformer of whole clips from, the chunk-causal one say; the world then has all three variants.
+        undistilled: stage to take the transformer of whole clips from, the chunk-causal one say; the world
+            then has all three variants.
         out: folder to write (runs/WORLD/world if not given).
         size: height and width of the frames.
-        data: folder of your own packed clips, if it was trained on them: its largest action is then the largest motion of a chunk in them
-            (95th percentile), and whoever opens the world brings the first frame.
+        data: folder of your own packed clips, if it was trained on them: its largest action is then the
+            largest motion of a chunk in them (95th percentile), and whoever opens the world brings the first
+            frame.
         name: name of the world, that of the preset if not given.
     """
 
@@ -54,7 +58,9 @@ def assemble(config: ExportConfig) -> WorldModel:
     autoencoder = load_trained(home / "autoencoder", "cpu")
     height, width = config.size
     text = TextEncoderConfig()
-    translation, rotation = largest_motion(config.data) if config.data else (paths.MAX_TRANSLATION_M, paths.MAX_ROTATION_RAD)
+    translation, rotation = (
+        largest_motion(config.data) if config.data else (paths.MAX_TRANSLATION_M, paths.MAX_ROTATION_RAD)
+    )
     world = WorldConfig(
         name=config.name or config.world,
         transformer=preset(config.world),
@@ -80,7 +86,8 @@ def trained(config: ExportConfig, stage: str) -> Transformer:
 
 
 def largest_motion(folder: Path) -> tuple[float, float]:
-    """Metres and radians of a chunk that 95 % of the chunks in packed clips do not exceed, each at least 0.01.
+    """Metres and radians of a chunk that 95 % of the chunks in packed clips do not exceed, each at least
+    0.01.
 
     ValueError if no clip has a whole chunk.
     """
@@ -91,7 +98,8 @@ def largest_motion(folder: Path) -> tuple[float, float]:
     ]
     if not chunks:
         raise ValueError(
-            f"got no clip of {CHUNK_FRAMES + 1} frames in {packed_shards(folder)[0].parent}; wanted one to learn how fast it moves"
+            f"got no clip of {CHUNK_FRAMES + 1} frames in {packed_tars(folder)[0].parent}; wanted one to "
+            "learn how fast it moves"
         )
     before, after = (RigidTransform.from_matrix(np.stack(poses)) for poses in zip(*chunks, strict=True))
     rotation, translation = np.split((before.inv() * after).as_exp_coords(), 2, axis=1)
@@ -105,7 +113,10 @@ def export(config: ExportConfig) -> None:
     world = assemble(config)
     out = config.out or config.runs / config.world / "world"
     undistilled = trained(config, config.undistilled) if config.undistilled else None
-    save_world(out, world.config, world.transformer, world.autoencoder, undistilled=undistilled)
+    with replacing_folder(out) as part:  # an older world goes as a whole; what else lies there stays
+        if out.is_dir():
+            copytree(out, part, ignore=ignore_patterns(CONFIG, "*.safetensors"), dirs_exist_ok=True)
+        save_world(part, world.config, world.transformer, world.autoencoder, undistilled=undistilled)
     bring = ", reset(options={'image': ..., 'intrinsics': ...}) brings its first frame" if config.data else ""
     print(f"wrote {out}: gym.make('SanaWM-v0', world='{out}') opens it{bring}")
 
@@ -115,10 +126,11 @@ def export_stage(config: FlowConfig) -> None:
 
     The published latent layout has no clips to learn the largest action from: its worlds are packed by hand.
     """
-    own = config.own.data
-    if own and not any(own.glob(PACKED)):
+    clips = config.own.data
+    if clips and not any(clips.glob(PACKED)):
         print(
-            f"{config.home} is done; `sana-wm train export --stage {config.home.name} --data CLIPS` makes a world of it, with packed clips"
+            f"{config.home} is done; `sana-wm train export --stage {config.home.name} --data CLIPS` makes a "
+            "world of it, with packed clips"
         )
         return
-    export(ExportConfig(config.world, config.runs, config.home.name, size=config.size, data=own))
+    export(ExportConfig(config.world, config.runs, config.home.name, size=config.size, data=clips))

@@ -1,8 +1,9 @@
 """The ladder: one command from nothing, or from a world, to a packed and scored world.
 
-It runs the stages of a recipe one after the other, each as `sana-wm train STAGE` in processes of its own and for its share of the hours.
-At milestones it pauses, scores the averaged weights, keeps the best world and writes a page. Everything it knows lies in
-runs/WORLD/ladder.json and in the stages' own checkpoints, so the same command goes on wherever it was cut.
+It runs the stages of a recipe one after the other, each as `sana-wm train STAGE` in processes of its own and
+for its share of the hours. At milestones it pauses, scores the averaged weights, keeps the best world and
+writes a page. Everything it knows lies in runs/WORLD/ladder.json and in the stages' own checkpoints, so the
+same command goes on wherever it was cut.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from sana_wm_env.evaluation.fidelity import weights_digest
-from sana_wm_env.model.storage.checkpoint import CONFIG, known_worlds, save_world
-from sana_wm_env.model.storage.weights import write_whole
+from sana_wm_env.evaluation.report import weights_digest
+from sana_wm_env.files import replacing_folder, write_json
+from sana_wm_env.model.codecs.refiner import HOMES, NETWORK
+from sana_wm_env.model.storage.worlds import CONFIG, is_bundled, save_world
 from sana_wm_env.model.world import WorldModel
+from sana_wm_env.progress import write_line
 
 from .autoencoder import load_trained, result_path
 from .checkpoints import Progress, latest, read_rest
@@ -37,23 +38,31 @@ from .recipe import FOLDER, Rung, read_recipe
 
 PACKS = ("distill", "self-forcing")
 """Stages that would write a world folder themselves."""
+APART = ("autoencoder", "refiner")
+"""Stages that do not train the transformer."""
+AS_GOOD = 0.005
+"""Share of the distance closed, on average, that a refiner may cost; it is there to sharpen."""
 
 
 @dataclass(frozen=True)
 class LadderConfig:
-    """Trains a world, stage by stage, to the hours given; scores it on the way, keeps the best, and never replaces a better world.
+    """Trains a world, stage by stage, to the hours given; scores it on the way, keeps the best, and never
+    replaces a better world.
 
     Attributes:
         world: name of the preset; everything lies in RUNS/WORLD.
-        recipe: file that names the stages; in train/recipes, if not given: rooms.toml, further.toml with --init-from, own.toml with --data.
+        recipe: file that names the stages; in train/recipes, if not given: rooms.toml, further.toml with
+            --init-from, own.toml with --data.
         hours: of training, all stages together. Scoring and preparing data come on top.
         until: time of day (HH:MM) at which this process stops, saved; the same command goes on.
-        init_from: world to begin with, by bundled name or by folder, or a safetensors file of a transformer's weights; then the bundled
-            autoencoder goes with it. From nothing if not given.
+        init_from: world to begin with, by bundled name or by folder, or a safetensors file of a transformer's
+            weights; then the bundled autoencoder goes with it. From nothing if not given.
         runs: folder of all runs.
-        out: folder of the finished world (RUNS/WORLD/world if not given). A better world that lies there stays.
+        out: folder of the finished world (RUNS/WORLD/world if not given). A better world that lies there
+            stays.
         data: folder of your own packed clips; rooms if not given.
-        scored_on: folder of packed clips to score on, which training does not see; those of --data if not given.
+        scored_on: folder of packed clips to score on, which training does not see; those of --data if not
+            given.
         processes: that train together; 0 for one per core on a CPU, one otherwise.
         nice: added to the niceness of those processes, so that other work goes first.
         score_minutes: training time between milestones.
@@ -84,7 +93,7 @@ class LadderConfig:
 
 @dataclass
 class Ladder:
-    """What a ladder knows besides the checkpoints of its stages.
+    """State of a ladder besides the checkpoints of its stages.
 
     Attributes:
         scores: milestones in order, the rows of `write_progress`.
@@ -97,17 +106,24 @@ class Ladder:
     finished: list[str] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
-        write_whole(path, lambda part: part.write_text(json.dumps(asdict(self), indent=1) + "\n"))
+        write_json(path, asdict(self))
 
 
 def run(config: LadderConfig) -> None:
-    """Climbs, or goes on climbing, and packs the best world.
+    """Trains stage by stage, or resumes, and packs the best world.
 
-    Raises ValueError for settings that do not fit, ChildProcessError if a stage ends without having got further.
+    Raises ValueError for settings that do not fit, ChildProcessError if a stage ends without having got
+    further.
     """
     _check(config)
-    recipe = config.recipe or FOLDER / ("own.toml" if config.data else "further.toml" if config.init_from else "rooms.toml")
+    recipe = config.recipe or FOLDER / (
+        "own.toml" if config.data else "further.toml" if config.init_from else "rooms.toml"
+    )
     rungs = read_recipe(recipe, without_autoencoder=bool(config.init_from))
+    if config.data and any(rung.stage == "refiner" for rung in rungs):
+        raise ValueError(
+            f"got a refiner in {recipe} with --data; wanted none: it learns from rooms alone so far"
+        )
     path = config.home / "ladder.json"
     ladder = _open(path, config, rungs)
     end = _end(config.until)
@@ -118,25 +134,29 @@ def run(config: LadderConfig) -> None:
         hours = config.hours * rung.share
         while rung.name not in ladder.finished:
             if rung.stage != "autoencoder" and config.data:  # what is encoded already is left as it is
-                encode_packed(config.data, load_trained(config.home / "autoencoder", config.device), config.device)
+                encode_packed(
+                    config.data, load_trained(config.home / "autoencoder", config.device), config.device
+                )
             if (left := end - time.time()) <= 0:
                 print(f"stopped at {config.until}; the same command goes on")
                 return
             progress = _train(config, rung, before, hours, min(60 * config.score_minutes, left))
             if progress.seconds >= 3600 * hours:
                 ladder.finished.append(rung.name)
-            if rung.stage != "autoencoder":
+            if rung.stage not in APART:
                 _score(config, ladder, rungs, rung)
             ladder.save(path)
-        before = rung.name if rung.stage != "autoencoder" else before
-    _finish(config, ladder)
+        before = rung.name if rung.stage not in APART else before
+    _finish(config, ladder, next((rung for rung in reversed(rungs) if rung.stage == "refiner"), None))
 
 
 def _check(config: LadderConfig) -> None:
     if not config.hours > 0 or not config.score_minutes > 0 or config.episodes < 2 or config.processes < 0:
         raise ValueError(
-            f"got --hours {config.hours:g}, --score-minutes {config.score_minutes:g}, --episodes {config.episodes}, --processes "
-            f"{config.processes}; wanted hours and minutes above 0, at least 2 episodes, and 0 processes or more"
+            f"got --hours {config.hours:g}, --score-minutes {config.score_minutes:g}, --episodes "
+            f"{config.episodes}, --processes "
+            f"{config.processes}; wanted hours and minutes above 0, at least 2 episodes, "
+            "and 0 processes or more"
         )
     if config.scored_on is not None and config.data is None:
         raise ValueError("got --scored-on without --data; a world of rooms is scored in rooms")
@@ -155,8 +175,14 @@ def _open(path: Path, config: LadderConfig, rungs: Sequence[Rung]) -> Ladder:
         return Ladder(settings)
     ladder = Ladder(**json.loads(path.read_text()))
     if changed := [name for name in settings if settings[name] != ladder.settings.get(name)]:
-        told = ", ".join(f"{name} = {settings[name]!r} (was {ladder.settings.get(name)!r})" for name in changed if name != "stages")
-        raise ValueError(f"got another {told or 'recipe'} than {path} was begun with; give the same, or another --runs")
+        changes = ", ".join(
+            f"{name} = {settings[name]!r} (was {ladder.settings.get(name)!r})"
+            for name in changed
+            if name != "stages"
+        )
+        raise ValueError(
+            f"got another {changes or 'recipe'} than {path} was begun with; give the same, or another --runs"
+        )
     return ladder
 
 
@@ -177,29 +203,51 @@ def _end(until: str) -> float:
 
 
 def _take_autoencoder(config: LadderConfig) -> None:
-    """That of the world that the ladder begins with."""
-    source = config.init_from if (Path(config.init_from) / CONFIG).is_file() or config.init_from in known_worlds() else "rooms"
+    """Takes the autoencoder of the world that the ladder begins with."""
+    source = (
+        config.init_from
+        if (Path(config.init_from) / CONFIG).is_file() or is_bundled(config.init_from)
+        else "rooms"
+    )
     if not result_path(config.home / "autoencoder").exists():
-        flags = ["--world", config.world, "--runs", str(config.runs), "--start-from", source, "--steps", "0", "--shards", "0"]
-        if code := _launch(config, ["autoencoder", *flags, *(["--data", str(config.data)] if config.data else [])], 1):
+        flags = [
+            "--world",
+            config.world,
+            "--runs",
+            str(config.runs),
+            "--start-from",
+            source,
+            "--steps",
+            "0",
+            "--shards",
+            "0",
+        ]
+        if code := _launch(
+            config, ["autoencoder", *flags, *(["--data", str(config.data)] if config.data else [])], 1
+        ):
             raise ChildProcessError(f"taking the autoencoder of {source} ended with code {code}, see above")
 
 
 def _train(config: LadderConfig, rung: Rung, before: str, hours: float, seconds: float) -> Progress:
-    """Runs a stage for so many seconds, or to its end. Returns how far it is; ChildProcessError if it got no further."""
+    """Runs a stage for so many seconds, or to its end. Returns how far it is; ChildProcessError if it got no
+    further.
+    """
     home, autoencoder = config.home / rung.name, rung.stage == "autoencoder"
     flags = ["--world", config.world, "--runs", str(config.runs), "--device", config.device]
     flags += ["--hours", repr(hours), "--minutes", f"{seconds / 60:.6g}", "--steps", str(10**9)]
     flags += [] if autoencoder else ["--name", rung.name]
     flags += ["--no-pack"] if rung.stage in PACKS else []
-    flags += ["--init-from", before] if before and not autoencoder else []
+    flags += ["--init-from", before] if before and rung.stage not in APART else []
+    flags += ["--stage1", str(config.home / "best")] if rung.stage == "refiner" else []
     flags += ["--data", str(config.data)] if config.data else []
     started = _progress(home)
     processes = config.processes or (os.cpu_count() or 1 if config.device == "cpu" else 1)
     code = _launch(config, [rung.stage, *flags, *rung.arguments], processes)
     progress = _progress(home)
     if progress.seconds <= started.seconds:
-        raise ChildProcessError(f"{rung.name} ended with code {code} and no progress, see above; the same command goes on")
+        raise ChildProcessError(
+            f"{rung.name} ended with code {code} and no progress, see above; the same command goes on"
+        )
     return progress
 
 
@@ -209,19 +257,27 @@ def _progress(home: Path) -> Progress:
 
 
 def _launch(config: LadderConfig, arguments: Sequence[str], processes: int) -> int:
-    """Runs `sana-wm train ARGUMENTS` in so many processes that train together; the first code that is not 0. They end with this one."""
+    """Runs `sana-wm train ARGUMENTS` in so many processes that train together; the first code that is not 0.
+    They end with this one.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     threads = max(1, (os.cpu_count() or 1) // processes)
-    shared = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": threads, PARENT: os.getpid()}
+    shared = {
+        "WORLD_SIZE": processes,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": threads,
+        PARENT: os.getpid(),
+    }
     command = [sys.executable, "-m", "sana_wm_env.cli", "train", *arguments]
     if config.nice:
         command = ["nice", "-n", str(config.nice), *command]
     workers = []
     for rank in range(processes):
-        own = {key: str(value) for key, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()}
-        workers.append(subprocess.Popen(command, env=os.environ | own))
+        ranks = {key: str(value) for key, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()}
+        workers.append(subprocess.Popen(command, env=os.environ | ranks))
     try:
         codes = [worker.wait() for worker in workers]  # where one is gone the others notice, and end
     except BaseException:
@@ -237,18 +293,34 @@ def _launch(config: LadderConfig, arguments: Sequence[str], processes: int) -> i
 
 
 def _score(config: LadderConfig, ladder: Ladder, rungs: Sequence[Rung], rung: Rung) -> None:
-    """Scores what a stage has come to, adds the row and the page, and keeps the world if it is the best so far."""
+    """Scores what a stage has come to, adds the row and the page, and keeps the world if it is the best so
+    far.
+    """
     pack = ExportConfig(config.world, config.runs, rung.name, size=_size(rung), data=config.data)
     world = assemble(pack)
     measured = _measure(config, world)
-    progress, batch = read_rest(latest(config.home / rung.name))
-    behind = [row for row in ladder.scores if row["stage"] != rung.name]
-    done = {row["stage"]: row for row in behind}.values()  # the last row of each earlier stage
+    path = latest(config.home / rung.name)
+    assert path is not None  # the stage has come further, so it has saved
+    progress, batch = read_rest(path)
+    earlier = [row for row in ladder.scores if row["stage"] != rung.name]
+    done = {row["stage"]: row for row in earlier}.values()  # the last row of each earlier stage
     kept = not ladder.scores or measured.mean > max(row["mean"] for row in ladder.scores)
     hours = progress.seconds / 3600 + sum(row["seconds"] for row in done) / 3600
     samples = progress.step * batch + sum(row["step"] * row["batch"] for row in done)
-    row = {"stage": rung.name, "step": progress.step, "batch": batch, "seconds": progress.seconds, "hours": hours, "samples": samples}
-    row |= {"skipped": progress.skipped, "retreats": progress.retreats, "closed": measured.closed, "contrast": measured.contrast}
+    row = {
+        "stage": rung.name,
+        "step": progress.step,
+        "batch": batch,
+        "seconds": progress.seconds,
+        "hours": hours,
+        "samples": samples,
+    }
+    row |= {
+        "skipped": progress.skipped,
+        "retreats": progress.retreats,
+        "closed": measured.closed,
+        "contrast": measured.contrast,
+    }
     ladder.scores.append(row | {"rot_err_deg": measured.rot_err_deg, "mean": measured.mean, "kept": False})
     if kept:
         for other in ladder.scores:
@@ -256,11 +328,29 @@ def _score(config: LadderConfig, ladder: Ladder, rungs: Sequence[Rung], rung: Ru
         ladder.scores[-1]["kept"] = True
         _replace_world(config.home / "best", world)
     write_progress(config.home / "ladder.md", f"Ladder of {config.world}", ladder.scores, measured)
-    shares = "; ".join(f"{kind} " + " / ".join(f"{100 * share:.0f} %" for share in row) for kind, row in measured.closed.items())
-    tqdm.write(
-        f"{rung.name}, step {progress.step}, {samples:,} samples, {hours:.2f} hours: distance closed at chunks "
+    shares = "; ".join(
+        f"{kind} " + " / ".join(f"{100 * share:.0f} %" for share in row)
+        for kind, row in measured.closed.items()
+    )
+    write_line(
+        f"{rung.name}, step {progress.step}, {samples:,} samples, {hours:.2f} hours: "
+        "distance closed at chunks "
         f"{', '.join(map(str, CHUNKS))}: {shares}{'; the best so far' if kept else ''}"
     )
+
+
+def _choose_refiner(config: LadderConfig, folder: Path) -> Path | None:
+    """The folder of a refiner, if the best world is sharper with it and about as close to the truth."""
+    best = str(config.home / "best")
+    plain, refined = (_measure(config, WorldModel.load(best, refiner=refiner)) for refiner in (None, folder))
+    contrasts = [sum(measured.contrast.values()) / len(measured.contrast) for measured in (plain, refined)]
+    helps = contrasts[1] > contrasts[0] and refined.mean > plain.mean - AS_GOOD
+    print(
+        f"the refiner: contrast {100 * contrasts[0]:.0f} -> {100 * contrasts[1]:.0f} % of the truth's, "
+        f"distance closed {100 * plain.mean:.1f} -> {100 * refined.mean:.1f} %; "
+        + ("it goes with the world" if helps else "it stays behind")
+    )
+    return folder if helps else None
 
 
 def _measure(config: LadderConfig, world: WorldModel) -> Measurement:
@@ -279,30 +369,32 @@ def _size(rung: Rung) -> tuple[int, int]:
 
 def _replace_world(folder: Path, world: WorldModel) -> None:
     """Writes the world beside, then renames: a folder is whole or as it was."""
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    save_world(part, world.config, world.transformer, world.autoencoder)
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
+    with replacing_folder(folder) as part:
+        save_world(part, world.config, world.transformer, world.autoencoder)
 
 
-def _finish(config: LadderConfig, ladder: Ladder) -> None:
+def _finish(config: LadderConfig, ladder: Ladder, refining: Rung | None) -> None:
     """Packs the best world as the result, unless a better one lies there."""
     best, out = config.home / "best", config.out or config.home / "world"
     row = next(row for row in ladder.scores if row["kept"])
-    told = f"the best world ({row['stage']}, {100 * row['mean']:.1f} % of the distance closed on average, see {config.home / 'ladder.md'})"
+    summary = (
+        f"the best world ({row['stage']}, {100 * row['mean']:.1f} % of the distance closed on average, "
+        f"see {config.home / 'ladder.md'})"
+    )
     if (out / CONFIG).is_file():
         there, new = WorldModel.load(str(out)), WorldModel.load(str(best))
         if weights_digest(there) == weights_digest(new):
-            print(f"{out} is {told}")
+            print(f"{out} is {summary}")
             return
         mean = _measure(config, there).mean
         if mean >= row["mean"]:
-            print(f"{out} stays as it was: it closes {100 * mean:.1f} %, {told} in {best} does not do better")
+            print(
+                f"{out} stays as it was: it closes {100 * mean:.1f} %, {summary} in {best} does not do better"
+            )
             return
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(best, part)
-    shutil.rmtree(out, ignore_errors=True)
-    part.rename(out)
-    print(f"wrote {out}: {told}; gym.make('SanaWM-v0', world='{out}') opens it")
+    refiner = None if refining is None else _choose_refiner(config, config.home / refining.name)
+    with replacing_folder(out) as part:
+        shutil.copytree(best, part, dirs_exist_ok=True)
+        if refiner:
+            shutil.copytree(refiner / NETWORK, part / HOMES[0] / NETWORK)
+    print(f"wrote {out}: {summary}; gym.make('SanaWM-v0', world='{out}') opens it")

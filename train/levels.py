@@ -1,7 +1,7 @@
 """Noise levels of training: logit-normal, shifted, one per clip or one per chunk, as in the released recipe.
 
-A level is an index 0..999. Index i stands for sigma = s (i/1000) / (1 + (s - 1) i/1000) with flow shift s, and the network is given the
-whole part of 1000 sigma as its timestep. Index 0 is exactly clean.
+A level is an index 0..999. Index i stands for sigma = s (i/1000) / (1 + (s - 1) i/1000) with flow shift s,
+and the network is given the whole part of 1000 sigma as its timestep. Index 0 is exactly clean.
 """
 
 import torch
@@ -27,26 +27,40 @@ def logit_normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 def monotone(count: int, low: int, high: int, generator: torch.Generator) -> Tensor:
     """A non-decreasing sequence of `count` integers in low..high, uniform among all of them.
 
-    Stars and bars: such sequences are in bijection with the sets of `count` distinct integers among (high - low + count).
+    Stars and bars: such sequences are in bijection with the sets of `count` distinct integers among (high -
+    low + count).
     """
     if count == 0:
         return torch.empty(0, dtype=torch.long)
-    picks = torch.randperm(high - low + count, generator=generator, device=generator.device)[:count].sort().values.cpu()
+    picks = (
+        torch.randperm(high - low + count, generator=generator, device=generator.device)[:count]
+        .sort()
+        .values.cpu()
+    )
     return picks - torch.arange(count) + low
 
 
 def chunk_levels(chunks: int, generator: torch.Generator, clean_past: float = CLEAN_PAST) -> Tensor:
     """Level indices (chunks,) of one clip by the four-way mixture of chunk-causal training.
 
-    clean_past: share of clips whose first chunks are clean, as a session's past is; the others keep their proportions.
+    clean_past: share of clips whose first chunks are clean, as a session's past is; the others keep their
+    proportions.
     """
     device, others = generator.device, 1 - clean_past
-    shares = {name: others * weight / sum(MIXTURE.values()) for name, weight in MIXTURE.items()} | {"teacher_forcing_clean": clean_past}
-    strategy = list(shares)[int(torch.multinomial(torch.tensor(list(shares.values()), device=device), 1, generator=generator))]
+    shares = {name: others * weight / sum(MIXTURE.values()) for name, weight in MIXTURE.items()} | {
+        "teacher_forcing_clean": clean_past
+    }
+    strategy = list(shares)[
+        int(torch.multinomial(torch.tensor(list(shares.values()), device=device), 1, generator=generator))
+    ]
     level = int(logit_normal((), generator))
     if strategy == "same_t":
         return torch.full((chunks,), level)
-    anchor = int(torch.randint(chunks, (), generator=generator, device=device)) if strategy == "incremental" else chunks - 1
+    anchor = (
+        int(torch.randint(chunks, (), generator=generator, device=device))
+        if strategy == "incremental"
+        else chunks - 1
+    )
     before = monotone(anchor, 0, level, generator)
     after = monotone(chunks - 1 - anchor, level, LEVELS - 1, generator)
     levels = torch.cat([before, torch.tensor([level]), after])

@@ -1,7 +1,9 @@
-"""Stage 4: few steps by regression on the teacher's trajectories, before the student has to live on its own past.
+"""Stage 4: few steps by regression on the teacher's trajectories, before the student has to live on its own
+past.
 
-The released `ode_t43` recipe: a many-step teacher integrates from noise to a clip, five snapshots of its way are kept, and the chunk-causal
-student learns to jump from any of them to the end. Every chunk draws its own snapshot.
+The released `ode_t43` recipe: a many-step teacher integrates from noise to a clip, five snapshots of its way
+are kept, and the chunk-causal student learns to jump from any of them to the end. Every chunk draws its own
+snapshot.
 """
 
 from dataclasses import dataclass, field
@@ -9,14 +11,16 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
+from sana_wm_env.files import replacing
 from sana_wm_env.model.config import preset
 from sana_wm_env.model.network.execution import chunk_sizes
 from sana_wm_env.model.network.transformer import Transformer
 from sana_wm_env.model.sampler import frame_timesteps, shift, with_image
+from sana_wm_env.model.storage.tensors import read_tensors
+from sana_wm_env.progress import progress
 
 from .data.latents import LatentClips, Window
 from .flow import FlowStage
@@ -52,11 +56,19 @@ class OdeConfig(StreamingConfig):
 
 @torch.inference_mode()
 def teacher_trajectory(
-    teacher: Transformer, clips: LatentClips, window: Window, noise: Tensor, sigmas: tuple[float, ...], steps: int, guidance: float
+    teacher: Transformer,
+    clips: LatentClips,
+    window: Window,
+    noise: Tensor,
+    sigmas: tuple[float, ...],
+    steps: int,
+    guidance: float,
 ) -> Tensor:
-    """Snapshots (B, K, C, T, h, w) of the teacher's way from noise (B, C, T, h, w) to a clip, at K levels, noisiest first.
+    """Snapshots (B, K, C, T, h, w) of the teacher's way from noise (B, C, T, h, w) to a clip, at K levels,
+    noisiest first.
 
-    The schedule has flow shift 9.95. Levels are met at the grid point nearest to them. The first frame of `window` is given.
+    The schedule has flow shift 9.95. Levels are met at the grid point nearest to them. The first frame of
+    `window` is given.
     """
     text, image = teacher.text_context(window.text, window.text_mask), window.latents[:, :, :1]
     null = teacher.text_context(clips.null.expand(len(noise), -1, -1), clips.null_mask.expand(len(noise), -1))
@@ -79,11 +91,14 @@ def teacher_trajectory(
 def write_trajectories(folder: Path, config: OdeConfig, clips: LatentClips) -> None:
     """Writes the files of trajectories that are not there yet, shared among the processes.
 
-    A file holds PER_FILE records: latents (N, K, T, C, h, w) half precision, camera (N, T, 20), plucker (N, 48, T, h, w), text, text_mask.
+    A file holds PER_FILE records: latents (N, K, T, C, h, w) half precision, camera (N, T, 20), plucker (N,
+    48, T, h, w), text, text_mask.
     """
     device = config.loop.device
     if config.trajectories % PER_FILE:
-        raise ValueError(f"{config.trajectories} trajectories do not fill files of {PER_FILE}; give a multiple")
+        raise ValueError(
+            f"{config.trajectories} trajectories do not fill files of {PER_FILE}; give a multiple"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     missing = [index for index in range(config.trajectories // PER_FILE) if not _file(folder, index).exists()]
     barrier()
@@ -91,11 +106,15 @@ def write_trajectories(folder: Path, config: OdeConfig, clips: LatentClips) -> N
         teacher = Transformer(preset(config.world))
         teacher.load_state_dict(load_average(config.runs / config.world / config.teacher))
         prepare_network(teacher, config.loop.precision, device).eval().requires_grad_(False)
-        for index in tqdm(missing[rank() :: world_size()], desc="teacher's trajectories", unit="file"):
+        for index in progress(missing[rank() :: world_size()], desc="teacher's trajectories", unit="file"):
             generator = torch.Generator(device).manual_seed(1_000_000_007 + index)
-            window = clips.window(clips.draw(PER_FILE, config.frames, generator, text_drop=0.0), config.frames)
+            window = clips.window(
+                clips.draw(PER_FILE, config.frames, generator, text_drop=0.0), config.frames
+            )
             noise = torch.randn(window.latents.shape, generator=generator, device=device)
-            way = teacher_trajectory(teacher, clips, window, noise, config.sigmas, config.teacher_steps, config.guidance)
+            way = teacher_trajectory(
+                teacher, clips, window, noise, config.sigmas, config.teacher_steps, config.guidance
+            )
             record = {
                 "latents": way.transpose(2, 3).half(),
                 "camera": window.camera,
@@ -103,9 +122,8 @@ def write_trajectories(folder: Path, config: OdeConfig, clips: LatentClips) -> N
                 "text": window.text,
                 "text_mask": window.text_mask,
             }
-            part = _file(folder, index).with_suffix(".part")
-            save_file({name: value.cpu().contiguous() for name, value in record.items()}, part)
-            part.rename(_file(folder, index))
+            with replacing(_file(folder, index)) as part:
+                save_file({name: value.cpu().contiguous() for name, value in record.items()}, part)
     barrier()
 
 
@@ -117,8 +135,12 @@ class OdeStage(FlowStage):
         super().__init__(config)
         folder, count = config.runs / config.world / "trajectories", config.trajectories // PER_FILE
         write_trajectories(folder, config, self.clips)
-        parts = [load_file(_file(folder, index)) for index in range(count)]
-        self.records = {name: torch.cat([part[name] for part in parts]).to(config.loop.device) for name in parts[0]}
+        names = ("latents", "camera", "plucker", "text", "text_mask")
+        anew = "delete it, it is written anew"
+        parts = [read_tensors(_file(folder, index), anew, names) for index in range(count)]
+        self.records = {
+            name: torch.cat([part[name] for part in parts]).to(config.loop.device) for name in parts[0]
+        }
 
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         device, sigmas = generator.device, torch.tensor(self.config.sigmas, device=generator.device)
@@ -127,9 +149,13 @@ class OdeStage(FlowStage):
         way = record["latents"].float().transpose(2, 3)  # (B, K, C, T, h, w)
         clean = way[:, -1]
         sizes = torch.tensor(chunk_sizes(way.shape[3], self.network.config.chunk), device=device)
-        level = torch.randint(len(sigmas), (batch, len(sizes)), generator=generator, device=device).repeat_interleave(sizes, 1)  # (B, T)
+        level = torch.randint(
+            len(sigmas), (batch, len(sizes)), generator=generator, device=device
+        ).repeat_interleave(sizes, 1)  # (B, T)
         level[:, 0] = len(sigmas) - 1  # the given frame is clean
-        noisy = way.transpose(1, 3)[torch.arange(batch, device=device)[:, None], torch.arange(level.shape[1], device=device), :, level]
+        noisy = way.transpose(1, 3)[
+            torch.arange(batch, device=device)[:, None], torch.arange(level.shape[1], device=device), :, level
+        ]
         noisy = noisy.transpose(1, 2)  # (B, T, C, h, w) -> (B, C, T, h, w)
         sigma = sigmas[level]
         window = Window(clean, record["camera"], record["plucker"], record["text"], record["text_mask"])

@@ -1,4 +1,6 @@
-"""Muon for the matrices, AdamW for the rest: on two cores the number of steps is what is scarce. Or AdamW for all, as published."""
+"""Muon for the matrices, AdamW for the rest: on two cores the number of steps is what is scarce. Or AdamW for
+all, as published.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -41,22 +43,33 @@ class OptimConfig:
 
 
 PUBLISHED = OptimConfig(
-    method="adamw", adam_lr=1e-5, betas=(0.9, 0.999), eps=1e-10, weight_decay=0.0, warmup=0, decay=0.0, clip=0.5
+    method="adamw",
+    adam_lr=1e-5,
+    betas=(0.9, 0.999),
+    eps=1e-10,
+    weight_decay=0.0,
+    warmup=0,
+    decay=0.0,
+    clip=0.5,
 )  # the stages at minute length, paper table 7 and the released configs
 
 
 def schedule(step: int, done: float, config: OptimConfig) -> float:
-    """Share of the peak rate at a step, when `done` of the run (0 to 1) is over: linear rise, flat, linear fall over the last `decay`."""
+    """Share of the peak rate at a step, when `done` of the run (0 to 1) is over: linear rise, flat, linear
+    fall over the last `decay`.
+    """
     rise = (step + 1) / max(config.warmup, 1)
     fall = (1 - done) / config.decay if config.decay else 1.0
     return max(0.0, min(1.0, rise, fall))
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalised (Jordan et al. 2024) and scaled like AdamW's (Liu et al. 2025: 0.2 sqrt(longer side)).
+    """Momentum whose update is orthogonalised (Jordan et al. 2024) and scaled like AdamW's (Liu et al. 2025:
+    0.2 sqrt(longer side)).
 
-    torch.optim.Muon takes 2-D parameters only; the network's 1x1 convolutions keep the 4-D shapes of the published checkpoints, so here
-    every parameter counts as the matrix (shape[0], rest). With several processes each orthogonalises its share, and shares are summed.
+    torch.optim.Muon takes 2-D parameters only; the network's 1x1 convolutions keep the 4-D shapes of the
+    published checkpoints, so here every parameter counts as the matrix (shape[0], rest). With several
+    processes each orthogonalises its share, and shares are summed.
     """
 
     def __init__(self, params: list[nn.Parameter], lr: float, momentum: float, weight_decay: float):
@@ -69,7 +82,9 @@ class Muon(torch.optim.Optimizer):
             if not params:
                 continue
             updates = torch.zeros(sum(p.numel() for p in params), device=params[0].device)
-            for index, (param, update) in enumerate(zip(params, updates.split([p.numel() for p in params]), strict=True)):
+            for index, (param, update) in enumerate(
+                zip(params, updates.split([p.numel() for p in params]), strict=True)
+            ):
                 momentum = self.state[param].setdefault("momentum", torch.zeros_like(param))
                 momentum.lerp_(param.grad, 1 - group["momentum"])
                 if index % world_size() == rank():
@@ -82,9 +97,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:
-    """The nearest orthogonal matrix, roughly: the quintic Newton-Schulz iteration pulls all singular values to about 1.
+    """The nearest orthogonal matrix, roughly: the quintic Newton-Schulz iteration pulls all singular values
+    to about 1.
 
-    In bfloat16 where the device is faster at it, as its authors do: the iteration corrects what rounding spoils.
+    In bfloat16 where the device is faster at it, as its authors do: the iteration corrects what rounding
+    spoils.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
@@ -95,10 +112,14 @@ def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:
     return (x.mT if matrix.shape[0] > matrix.shape[1] else x).to(matrix.dtype)
 
 
-def optimisers(model: nn.Module, config: OptimConfig, parts: dict[str, float] | None = None) -> list[torch.optim.Optimizer]:
-    """Muon over the weights that are matrices between hidden layers, AdamW over gains, biases, tables and depthwise filters.
+def optimisers(
+    model: nn.Module, config: OptimConfig, parts: dict[str, float] | None = None
+) -> list[torch.optim.Optimizer]:
+    """Muon over the weights that are matrices between hidden layers, AdamW over gains, biases, tables and
+    depthwise filters.
 
-    With config.method "adamw" AdamW takes all, one optimiser per part. Every group keeps its `peak` rate, from which schedules start.
+    With config.method "adamw" AdamW takes all, one optimiser per part. Every group keeps its `peak` rate,
+    from which schedules start.
 
     parts: where the model is several networks, the factor on the rates of each, by the name of the submodule.
     """
@@ -111,11 +132,11 @@ def optimisers(model: nn.Module, config: OptimConfig, parts: dict[str, float] | 
             continue
         matrices = [p for p in trainable if p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= 16]
         taken = {id(p) for p in matrices}
-        rest = [p for p in trainable if id(p) not in taken]
-        made += [
-            Muon(matrices, factor * config.lr, config.momentum, config.weight_decay),
-            torch.optim.AdamW(rest, **adam, weight_decay=0.0),
-        ]
-    for group in (group for one in made for group in one.param_groups):
+        others = [p for p in trainable if id(p) not in taken]
+        if matrices:
+            made.append(Muon(matrices, factor * config.lr, config.momentum, config.weight_decay))
+        if others:
+            made.append(torch.optim.AdamW(others, **adam, weight_decay=0.0))
+    for group in (group for optimiser in made for group in optimiser.param_groups):
         group["peak"] = group["lr"]
     return made

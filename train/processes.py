@@ -1,4 +1,6 @@
-"""The processes that torchrun started, or the one that there is: who am I, wait, agree, average, notice who is gone."""
+"""The processes that torchrun started, or the one that there is: who am I, wait, agree, average, notice who
+is gone.
+"""
 
 import os
 import threading
@@ -6,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -21,7 +23,9 @@ PARENT = "SANA_WM_PARENT"
 
 
 def start_processes() -> None:
-    """Joins the group of processes that torchrun or the ladder started, if any. For commands: see `keep_memory`."""
+    """Joins the group of processes that torchrun or the ladder started, if any. For commands: see
+    `keep_memory`.
+    """
     keep_memory()
     if parent := os.environ.get(PARENT):
         threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
@@ -30,7 +34,9 @@ def start_processes() -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process when its parent is gone, however that ended: two runs must not write into one folder."""
+    """Ends this process when its parent is gone, however that ended: two runs must not write into one
+    folder.
+    """
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
@@ -58,7 +64,7 @@ def gathered(value: Any) -> list[Any]:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process; all have to ask."""
+    """Returns True if the flag is set in any process; all have to call."""
     if world_size() == 1:
         return flag
     flags = torch.tensor(float(flag))
@@ -67,43 +73,52 @@ def any_process(flag: bool) -> bool:
 
 
 def mean(value: float) -> float:
-    """Mean of a number over all processes; all have to ask."""
+    """Returns the mean of a number over all processes; all have to call."""
     return sum(gathered(value)) / world_size() if world_size() > 1 else value
 
 
-def own(tensor: Tensor) -> Tensor:
-    """This process's shard of a sharded tensor, any other as it is."""
+def local_part(tensor: Tensor) -> Tensor:
+    """Returns this process's shard of a sharded tensor, any other tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor in one piece, any other as it is; all processes have to ask."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Gathers a sharded tensor in one piece, returns any other as it is; all processes have to call."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def limit_waiting(seconds: float) -> None:
-    """From now on no message is waited for longer. Before, while data are prepared, processes may keep each other waiting."""
+    """Limits how long a message is waited for from now on. Before, while data are prepared, processes may
+    keep each other waiting.
+    """
     for group in list(dist.distributed_c10d._world.pg_map) if dist.is_initialized() else ():
-        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)  # torch has no public way to change it
+        dist.distributed_c10d._set_pg_timeout(
+            timedelta(seconds=seconds), group
+        )  # torch has no public way to change it
 
 
 @contextmanager
 def answering(seconds: float, where: Callable[[], str]) -> Iterator[None]:
-    """Turns the many ways in which a lost process shows into one ConnectionError that says what happened and what is left."""
+    """Turns the many ways in which a lost process shows into one ConnectionError that says what happened and
+    what is left.
+    """
     try:
         yield
     except (RuntimeError, CheckpointException) as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
             raise
         raise ConnectionError(
-            f"process {rank()} of {world_size()} stopped at {where()}; another one is gone, or has not answered for {seconds:g} s. "
+            f"process {rank()} of {world_size()} stopped at {where()}; another one is gone, or has not "
+            f"answered for {seconds:g} s. "
             "The same command resumes."
         ) from error
 
 
 @torch.no_grad()
 def complete_gradients(model: nn.Module) -> None:
-    """A parameter that a step did not use counts as zero gradient; a frozen one has none, and optimisers leave it alone."""
+    """A parameter that a step did not use counts as zero gradient; a frozen one has none, and optimisers
+    leave it alone.
+    """
     for param in model.parameters():
         if not param.requires_grad:
             param.grad = None
@@ -116,8 +131,9 @@ def average_gradients(model: nn.Module) -> None:
     """Mean of the gradients over all processes, in one message."""
     if world_size() == 1:
         return
-    params = [p for p in model.parameters() if p.requires_grad]
-    flat = torch.cat([p.grad.flatten() for p in params])
+    # `complete_gradients` has left none out
+    grads = [cast(Tensor, p.grad) for p in model.parameters() if p.requires_grad]
+    flat = torch.cat([grad.flatten() for grad in grads])
     dist.all_reduce(flat)
-    for param, grad in zip(params, (flat / world_size()).split([p.numel() for p in params]), strict=True):
-        param.grad.copy_(grad.view_as(param))
+    for grad, part in zip(grads, (flat / world_size()).split([g.numel() for g in grads]), strict=True):
+        grad.copy_(part.view_as(grad))

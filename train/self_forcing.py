@@ -1,12 +1,14 @@
-"""Stage 5: distribution matching on the model's own roll-outs (self-forcing, Huang et al. 2025; DMD, Yin et al. 2024).
+"""Stage 5: distribution matching on the model's own roll-outs (self-forcing, Huang et al. 2025; DMD, Yin et
+al. 2024).
 
-The released recipe. Three networks: the generator streams a clip on its own past; the critic, a bidirectional model that is trained on what
-the generator makes, knows the score of that; the real score is the frozen bidirectional teacher's. The generator follows the difference of
-the two scores. It is updated on every fifth step, the critic on each.
+The released recipe. Three networks: the generator streams a clip on its own past; the critic, a bidirectional
+model that is trained on what the generator makes, knows the score of that; the real score is the frozen
+bidirectional teacher's. The generator follows the difference of the two scores. It is updated on every fifth
+step, the critic on each.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +34,11 @@ RATES = OptimConfig(lr=1e-3, adam_lr=5e-4, betas=(0.0, 0.999))
 
 @dataclass(frozen=True)
 class SelfForcingConfig(StreamingConfig):
-    """Trains the few-step streaming model by distribution matching; first with all caches, then with sink and window.
+    """Trains the few-step streaming model by distribution matching; first with all caches, then with sink and
+    window.
 
-    The first phase is `--name self-forcing-all --cached -1`, the second `--init-from self-forcing-all`; generator and critic both go on.
+    The first phase is `--name self-forcing-all --cached -1`, the second `--init-from self-forcing-all`;
+    generator and critic both go on.
 
     Attributes:
         teacher: stage of the real score and of the critic's beginning.
@@ -72,7 +76,9 @@ class SelfForcingStage(StreamingStage):
         self.parts = {"generator": 1.0, "critic": config.critic_rate}
 
     def transformer(self) -> TransformerConfig:
-        return replace(super().transformer(), num_cached_blocks=self.config.cached, sink=self.config.cached != -1)
+        return replace(
+            super().transformer(), num_cached_blocks=self.config.cached, sink=self.config.cached != -1
+        )
 
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         turn = self.carried % self.config.every == 0
@@ -81,31 +87,39 @@ class SelfForcingStage(StreamingStage):
         total, scalars = torch.zeros((), device=generator.device), {}
         if turn:
             window = self.draw(batch, generator)
-            made = self.play(window, generator)
+            made = self.roll_out(window, generator)
             matching, scalars = self.matching(made, window, generator)
             total = total + matching
         window = self.draw(batch, generator)
         with torch.no_grad():
-            made = self.play(window, generator)
+            made = self.roll_out(window, generator)
         critic = self.critic_loss(made, window, generator)
         return total + critic, {**scalars, "critic": critic.item()}
 
     def draw(self, batch: int, generator: torch.Generator) -> Window:
         """Cameras, captions and first frames to play; the later latents of the clips are not used."""
-        return self.clips.window(self.clips.draw(batch, self.config.frames, generator, text_drop=0.0), self.config.frames)
+        return self.clips.window(
+            self.clips.draw(batch, self.config.frames, generator, text_drop=0.0), self.config.frames
+        )
 
-    def play(self, window: Window, generator: torch.Generator) -> Tensor:
-        """A clip (B, C, T, h, w) that the generator streams on its own past; gradient flows through each chunk's exit call only."""
+    def roll_out(self, window: Window, generator: torch.Generator) -> Tensor:
+        """A clip (B, C, T, h, w) that the generator streams on its own past; gradient flows through each
+        chunk's exit call only.
+        """
         network, sigmas, exit_step = self.network, self.config.sigmas, self.exit_step(generator)
         text, state, chunks = network.text_context(window.text, window.text_mask), None, []
         noise = torch.randn(window.latents.shape, generator=generator, device=generator.device)
         for begin, end in chunk_spans(noise.shape[2], network.config.chunk):
-            cameras = network.camera_context(window.camera[:, begin:end], window.plucker[:, :, begin:end], begin)
+            cameras = network.camera_context(
+                window.camera[:, begin:end], window.plucker[:, :, begin:end], begin
+            )
             image = window.latents[:, :, :1] if state is None else None
             x = with_image(noise[:, :, begin:end], image)
             for call in range(exit_step + 1):
                 with torch.set_grad_enabled(call == exit_step and torch.is_grad_enabled()):
-                    velocity = network.stream(x, frame_timesteps(sigmas[call], x, image), text, cameras, state)
+                    velocity = network.stream(
+                        x, frame_timesteps(sigmas[call], x, image), text, cameras, state
+                    )
                     clean = with_image(x - sigmas[call] * velocity, image)
                 if call < exit_step:
                     fresh = torch.randn(x.shape, generator=generator, device=generator.device)
@@ -117,7 +131,9 @@ class SelfForcingStage(StreamingStage):
         return torch.cat(chunks, 2)
 
     def noised(self, made: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """A clip at one random level, its first frame clean: noisy (B, C, T, h, w), noise, timestep (B, T), sigma (B, 1, 1, 1, 1)."""
+        """A clip at one random level, its first frame clean: noisy (B, C, T, h, w), noise, timestep (B, T),
+        sigma (B, 1, 1, 1, 1).
+        """
         device, batch = generator.device, len(made)
         index = torch.randint(LEVELS, (batch,), generator=generator, device=device)
         sigma = (LEVELS * sigma_of(index, SCORE_SHIFT)).trunc().clamp(*TIMESTEPS) / LEVELS
@@ -127,8 +143,12 @@ class SelfForcingStage(StreamingStage):
         timestep[:, 0] = 0
         return noisy, noise, timestep, sigma[:, None, None, None, None]
 
-    def matching(self, made: Tensor, window: Window, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Half the squared distance to where the two scores pull the clip, so that its gradient is their normalised difference."""
+    def matching(
+        self, made: Tensor, window: Window, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Half the squared distance to where the two scores pull the clip, so that its gradient is their
+        normalised difference.
+        """
         with torch.no_grad():
             noisy, _, timestep, sigma = self.noised(made, generator)
             fake = noisy - sigma * self.velocity(self.critic, noisy, timestep, window)
@@ -148,14 +168,20 @@ class SelfForcingStage(StreamingStage):
 
     def without_text(self, window: Window) -> Window:
         batch = len(window.text)
-        return replace(window, text=self.clips.null.expand(batch, -1, -1), text_mask=self.clips.null_mask.expand(batch, -1))
+        return replace(
+            window,
+            text=self.clips.null.expand(batch, -1, -1),
+            text_mask=self.clips.null_mask.expand(batch, -1),
+        )
 
-    def preview(self, model: nn.Module) -> Tensor:
-        return super().preview(model["generator"])
+    def preview(self, model: nn.ModuleDict) -> Tensor:
+        return super().preview(cast(Transformer, model["generator"]))
 
 
 def run(config: SelfForcingConfig) -> None:
-    """Trains to config.loop.steps, or resumes, and packs the generator as a world folder, runs/WORLD/world."""
+    """Trains to config.loop.steps, or resumes, and packs the generator as a world folder,
+    runs/WORLD/world.
+    """
     start_processes()
     train(SelfForcingStage(config), config.loop, config.home)
     if config.pack and rank() == 0:

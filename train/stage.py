@@ -1,4 +1,4 @@
-"""What a stage brings to the loop."""
+"""The base class of stages: what the loop asks of them."""
 
 from typing import Any
 
@@ -11,11 +11,12 @@ class Stage:
 
     Attributes:
         model: what is trained.
-        carried: what this process keeps from step to step besides weights: None, or dataclasses of tensors that `torch.load` may make.
-        parts: None, or where the model is several networks, the factor on the rates of each, see `optimisers`. One that is frozen
-            (`requires_grad_(False)`) when a step ends is not touched by it.
-        divides_clips: whether the loss divides clips in time among `config.parallel.context` ranks; each then returns its frames' part
-            such that the mean over all ranks is the loss.
+        carried: what this process keeps from step to step besides weights: None, or dataclasses of tensors
+            that `torch.load` may make.
+        parts: None, or where the model is several networks, the factor on the rates of each, see
+            `optimisers`. One that is frozen (`requires_grad_(False)`) when a step ends is not touched by it.
+        divides_clips: whether the loss divides clips in time among `config.parallel.context` ranks; each then
+            returns its frames' part such that the mean over all ranks is the loss.
     """
 
     model: nn.Module
@@ -27,8 +28,8 @@ class Stage:
         """Loss of `batch` samples drawn with the generator, and scalars worth logging."""
         raise NotImplementedError
 
-    def preview(self, model: nn.Module) -> Tensor | None:
-        """A picture (3, H, W) uint8 that shows how far the averaged model has come, None for none."""
+    def preview(self, model: Any) -> Tensor | None:
+        """A picture (3, H, W) uint8 that shows how far the averaged `model` has come, None for none."""
         return None
 
     def let_go(self) -> None:

@@ -1,11 +1,14 @@
-"""What the stages share that train the network as it is used: chunk by chunk, few steps each, on its own past."""
+"""Base of the stages that train the network as it is used: chunk by chunk, few steps each, on its own
+past.
+"""
 
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sana_wm_env.model.network.execution import chunk_spans
+from sana_wm_env.model.network.transformer import Transformer
 from sana_wm_env.model.sampler import STREAMING_SIGMAS, sample_chunk
 
 from .data.latents import Window
@@ -14,7 +17,7 @@ from .flow import FlowConfig, FlowStage
 
 @dataclass(frozen=True)
 class StreamingConfig(FlowConfig):
-    """What the stages of the streaming model share.
+    """Settings of all stages of the streaming model.
 
     Attributes:
         sigmas: noise levels of the sampler, ending at 0.
@@ -29,19 +32,25 @@ class StreamingConfig(FlowConfig):
 class StreamingStage(FlowStage):
     config: StreamingConfig
 
-    def sample(self, model: nn.Module, window: Window, noise: Tensor) -> Tensor:
-        """Latents like `noise`, chunk by chunk on the model's own past, exactly as the environment samples them."""
+    def sample(self, model: Transformer, window: Window, noise: Tensor) -> Tensor:
+        """Latents like `noise`, chunk by chunk on the model's own past, exactly as the environment samples
+        them.
+        """
         text, state, chunks = model.text_context(window.text, window.text_mask), None, []
         for begin, end in chunk_spans(noise.shape[2], self.network.config.chunk):
-            cameras = model.camera_context(window.camera[:, begin:end], window.plucker[:, :, begin:end], begin)
+            cameras = model.camera_context(
+                window.camera[:, begin:end], window.plucker[:, :, begin:end], begin
+            )
             image = window.latents[:, :, :1] if state is None else None
-            chunks.append(sample_chunk(model, noise[:, :, begin:end], text, cameras, state, image, self.config.sigmas))
+            chunks.append(
+                sample_chunk(model, noise[:, :, begin:end], text, cameras, state, image, self.config.sigmas)
+            )
             state = model.commit(chunks[-1], text, cameras, state)
         return torch.cat(chunks, 2)
 
     def exit_step(self, generator: torch.Generator) -> int:
-        """The call whose prediction ends the sampling of this step's chunks: one for all chunks, as every chunk's state comes from it, and
-        one for all processes.
+        """Draws the call whose prediction ends the sampling of this step's chunks: one for all chunks, as
+        every chunk's state comes from it, and one for all processes.
         """
         shared = torch.Generator().manual_seed(generator.initial_seed() // 4096)
         return int(torch.randint(len(self.config.sigmas) - 1, (), generator=shared))

@@ -37,9 +37,19 @@ def test_a_recipe_gives_each_stage_its_share_and_its_arguments(tmp_path):
     (tmp_path / "r.toml").write_text(RECIPE)
     whole = recipe.read_recipe(tmp_path / "r.toml")
     assert [rung.share for rung in whole] == pytest.approx([1 / 7, 2 / 7, 4 / 7])
-    assert whole[0].arguments == [] and whole[1].arguments == ["--shards", "1", "--frames", "4", "--batch", "2"]
+    assert whole[0].arguments == [] and whole[1].arguments == [
+        "--shards",
+        "1",
+        "--frames",
+        "4",
+        "--batch",
+        "2",
+    ]
     rest = recipe.read_recipe(tmp_path / "r.toml", without_autoencoder=True)
-    assert [(rung.name, rung.share) for rung in rest] == [("causal", pytest.approx(1 / 3)), ("distill", pytest.approx(2 / 3))]
+    assert [(rung.name, rung.share) for rung in rest] == [
+        ("causal", pytest.approx(1 / 3)),
+        ("distill", pytest.approx(2 / 3)),
+    ]
 
 
 @pytest.mark.parametrize("path", sorted(recipe.FOLDER.glob("*.toml")), ids=lambda path: path.stem)
@@ -54,7 +64,10 @@ def test_the_recipes_of_the_package_name_flags_that_the_stages_have(path, capsys
 @pytest.mark.parametrize(
     ("change", "says"),
     {
-        "a stage": (('"causal"', '"casual"'), "'casual' in stage 2.*wanted one of autoencoder, bidirectional"),
+        "a stage": (
+            ('"causal"', '"casual"'),
+            "'casual' in stage 2.*wanted one of autoencoder, bidirectional",
+        ),
         "a share": (("share = 2", "share = -1"), "share = -1 in stage 3.*above 0"),
         "a field": (("share = 1", "part = 1"), "got part in stage 2.*wanted stage, name, share"),
         "a name": (('stage = "distill"', 'stage = "distill"\nname = "causal"'), "two stages named causal"),
@@ -86,29 +99,47 @@ def test_a_ladder_refuses_before_it_trains(tmp_path, capsys, flags, says):
 
 def test_a_stage_that_fails_is_not_tried_for_ever(tmp_path, capfd):
     (tmp_path / "r.toml").write_text(RECIPE.replace("--batch 2", "--batch -2"))
-    config = ladder.LadderConfig(recipe=tmp_path / "r.toml", init_from="rooms", runs=tmp_path / "runs", hours=0.01, processes=1)
+    config = ladder.LadderConfig(
+        recipe=tmp_path / "r.toml", init_from="rooms", runs=tmp_path / "runs", hours=0.01, processes=1
+    )
     with pytest.raises(ChildProcessError, match="causal ended with code 2 and no progress"):
         ladder.run(config)
     assert "batch -2" in capfd.readouterr().err
 
 
 def test_the_page_shows_every_milestone_and_which_is_kept(tmp_path):
-    row = {"stage": "causal", "step": 10, "samples": 1000, "hours": 0.5, "contrast": {"clips": 0.9}, "rot_err_deg": {}}
+    row = {
+        "stage": "causal",
+        "step": 10,
+        "samples": 1000,
+        "hours": 0.5,
+        "contrast": {"clips": 0.9},
+        "rot_err_deg": {},
+    }
     rows = [row | {"closed": {"clips": [0.5, 0.25]}, "mean": 0.375, "kept": True}]
     rows.append(row | {"samples": 2000, "closed": {"clips": [0.4, 0.2]}, "mean": 0.3, "kept": False})
     tile = np.zeros((8, 8, 3), np.uint8)
-    measured = Measurement({"clips": [0.4, 0.2]}, {"clips": 0.9}, {}, [[tile, tile]], ["a"], ["truth", "world"])
+    measured = Measurement(
+        {"clips": [0.4, 0.2]}, {"clips": 0.9}, {}, [[tile, tile]], ["a"], ["truth", "world"]
+    )
     write_progress(tmp_path / "ladder.md", "Ladder of mine", rows, measured)
     page = (tmp_path / "ladder.md").read_text()
     assert page.count("(best)") == 1 and "50 / 25 %" in page and "2,000" in page
-    assert (tmp_path / "ladder-curves.png").stat().st_size > 5000 and (tmp_path / "ladder-frames.png").exists()
+    assert (tmp_path / "ladder-curves.png").stat().st_size > 5000 and (
+        tmp_path / "ladder-frames.png"
+    ).exists()
 
 
 def test_a_killed_ladder_goes_on_to_a_world_and_keeps_the_best(tmp_path):
-    """Kill -9 in the middle of the second stage: its processes end, the same command takes up what they had."""
+    """Kill -9 in the middle of the second stage: its processes end, the same command takes up what they
+    had.
+    """
     (tmp_path / "r.toml").write_text(RECIPE)
     runs = tmp_path / "runs"
-    flags = f"--recipe {tmp_path}/r.toml --init-from rooms --runs {runs} --hours 0.006 --processes 2 --episodes 2 --chunks 1 --nice 1"
+    flags = (
+        f"--recipe {tmp_path}/r.toml --init-from rooms --runs {runs} --hours 0.006 --processes 2 "
+        "--episodes 2 --chunks 1 --nice 1"
+    )
     command = [sys.executable, "-m", "sana_wm_env.cli", "train", "ladder", *flags.split()]
     first = subprocess.Popen(command, start_new_session=True)
     checkpoint = runs / "rooms" / "distill" / "checkpoint.pt"
@@ -126,7 +157,9 @@ def test_a_killed_ladder_goes_on_to_a_world_and_keeps_the_best(tmp_path):
     assert second.returncode == 0, second.stderr[-2000:]
     assert "wrote" in second.stdout and "causal:" not in second.stderr
     ended = json.loads((runs / "rooms" / "ladder.json").read_text())
-    assert [row["mean"] for row in ended["scores"]][: len(known["scores"])] == [row["mean"] for row in known["scores"]]
+    assert [row["mean"] for row in ended["scores"]][: len(known["scores"])] == [
+        row["mean"] for row in known["scores"]
+    ]
     assert ended["finished"] == ["causal", "distill"] and sum(row["kept"] for row in ended["scores"]) == 1
     assert ended["scores"][-1]["hours"] == pytest.approx(0.006, rel=0.5)
     assert set(ended["scores"][-1]["closed"]) == {"home", "held-out"}
@@ -136,7 +169,9 @@ def test_a_killed_ladder_goes_on_to_a_world_and_keeps_the_best(tmp_path):
 
     third = subprocess.run(command, capture_output=True, text=True)
     assert third.returncode == 0 and "is the best world" in third.stdout
-    assert cli.main(["train", "ladder", *flags.replace("--hours 0.006", "--hours 0.008").split()]) == 2  # another schedule, another ladder
+    assert (
+        cli.main(["train", "ladder", *flags.replace("--hours 0.006", "--hours 0.008").split()]) == 2
+    )  # another schedule, another ladder
 
 
 def _children(pid: int) -> list[int]:

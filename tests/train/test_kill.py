@@ -15,7 +15,12 @@ from sana_wm_env.model.config import PRESETS
 from sana_wm_env.train.data import rooms as data
 
 STEPS = 8
-BEFORE = {"autoencoder": [], "bidirectional": [], "causal": ["bidirectional"], "ode": ["bidirectional", "causal"]}
+BEFORE = {
+    "autoencoder": [],
+    "bidirectional": [],
+    "causal": ["bidirectional"],
+    "ode": ["bidirectional", "causal"],
+}
 BEFORE |= {"self-forcing": ["bidirectional", "ode"], "distill": ["causal"]}
 
 
@@ -34,11 +39,16 @@ def whole(tmp_path_factory) -> Path:
 def start(stage: str, whole: Path, runs: Path) -> subprocess.Popen:
     """A process that trains the stage in a folder of its own, beside links to what it begins with."""
     (runs / "tiny").mkdir(parents=True)
-    for name in ["data", *(f"tiny/{name}" for name in BEFORE[stage] + ["autoencoder"] * (stage != "autoencoder"))]:
+    for name in [
+        "data",
+        *(f"tiny/{name}" for name in BEFORE[stage] + ["autoencoder"] * (stage != "autoencoder")),
+    ]:
         (runs / name).symlink_to(whole / name)
     command = [sys.executable, small_ladder.__file__, stage, str(runs), str(STEPS)]
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return subprocess.Popen(command, env=os.environ | threads, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(
+        command, env=os.environ | threads, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
 
 
 def saved(runs: Path, stage: str) -> dict:

@@ -12,7 +12,9 @@ from sana_wm_env.train.levels import LEVELS, chunk_levels, logit_normal, monoton
 def test_flow_shift():
     assert sigma_of(torch.tensor(500), 9.95).item() == pytest.approx(0.9087, abs=5e-5)
     assert sigma_of(torch.tensor(0), 9.95).item() == 0.0
-    assert (1000 * sigma_of(torch.tensor([750.0, 500.0, 250.0]), 8.0)).tolist() == pytest.approx([960.0, 888.9, 727.3], abs=0.05)
+    assert (1000 * sigma_of(torch.tensor([750.0, 500.0, 250.0]), 8.0)).tolist() == pytest.approx(
+        [960.0, 888.9, 727.3], abs=0.05
+    )
 
 
 def test_monotone_sequences_are_uniform():
@@ -33,7 +35,12 @@ def test_chunk_levels_never_fall_along_time():
     generator = torch.Generator().manual_seed(1)
     for _ in range(300):
         levels = chunk_levels(5, generator)
-        assert levels.shape == (5,) and (levels.diff() >= 0).all() and levels.min() >= 0 and levels.max() < LEVELS
+        assert (
+            levels.shape == (5,)
+            and (levels.diff() >= 0).all()
+            and levels.min() >= 0
+            and levels.max() < LEVELS
+        )
 
 
 def test_logit_normal_indices():

@@ -14,7 +14,9 @@ from sana_wm_env.train.stage import Stage
 
 
 class Regression(Stage):
-    """A small network that learns a fixed matrix from noise drawn with the loop's generator; the calls in `broken` give NaN."""
+    """A small network that learns a fixed matrix from noise drawn with the loop's generator; the calls in
+    `broken` give NaN.
+    """
 
     def __init__(self, broken: Collection[int] = ()):
         torch.manual_seed(0)
@@ -66,7 +68,11 @@ def test_parts_of_a_batch_add_up(tmp_path):
     """Eight samples at once, and two by two: the same ones, as the generator goes on from part to part."""
     ends = []
     for accumulate in (1, 4):
-        model = train(Regression(), LoopConfig(steps=5, batch=8, accumulate=accumulate, preview=0), tmp_path / str(accumulate))
+        model = train(
+            Regression(),
+            LoopConfig(steps=5, batch=8, accumulate=accumulate, preview=0),
+            tmp_path / str(accumulate),
+        )
         ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert (ends[0] - ends[1]).abs().max() < 1e-5
 
@@ -122,6 +128,16 @@ def test_a_run_that_went_back_and_is_stopped_goes_on_bit_for_bit(tmp_path):
     assert first.seen + rest.seen == whole.seen
 
 
+def test_signals_are_as_before_after_training_however_it_ended(tmp_path):
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    run(tmp_path / "stopped", 3)
+    run(tmp_path / "done", 40)
+    with pytest.raises(FloatingPointError):
+        train(Regression(broken=range(100)), LoopConfig(steps=9, batch=8, preview=0), tmp_path / "nan")
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
 def test_a_run_that_cannot_go_on_stops_before_it_spoils_the_weights(tmp_path):
     stage = Regression(broken=range(3, 100))
     with pytest.raises(FloatingPointError, match=f"going back {RETREATS} times.*--lr"):
@@ -134,7 +150,10 @@ def test_hours_end_a_run_with_fallen_rates_and_minutes_only_this_process(tmp_pat
     train(stage, LoopConfig(steps=10**9, hours=1 / 3600, batch=8, preview=0), tmp_path / "hours")
     saved = torch.load(tmp_path / "hours" / "checkpoint.pt", weights_only=True)
     assert saved["seconds"] >= 1 and saved["step"] == len(stage.seen) < 10**6
-    assert saved["optimiser"][0]["param_groups"][0]["lr"] < 0.2 * saved["optimiser"][0]["param_groups"][0]["peak"]
+    assert (
+        saved["optimiser"][0]["param_groups"][0]["lr"]
+        < 0.2 * saved["optimiser"][0]["param_groups"][0]["peak"]
+    )
     with pytest.raises(SystemExit, match="the same command resumes"):
         train(Regression(), LoopConfig(steps=10**9, minutes=1e-9, batch=8, preview=0), tmp_path / "minutes")
 
@@ -152,7 +171,9 @@ def test_muon_updates_are_nearly_orthogonal(shape):
 
 
 def test_every_parameter_has_one_optimiser():
-    model = nn.Sequential(nn.Linear(32, 32), nn.LayerNorm(32), nn.Conv2d(32, 32, 3), nn.Conv2d(32, 32, 3, groups=32))
+    model = nn.Sequential(
+        nn.Linear(32, 32), nn.LayerNorm(32), nn.Conv2d(32, 32, 3), nn.Conv2d(32, 32, 3, groups=32)
+    )
     muon, adam = optimisers(model, OptimConfig())
     muon_ids, adam_ids = ({id(p) for group in o.param_groups for p in group["params"]} for o in (muon, adam))
     assert muon_ids == {id(model[0].weight), id(model[2].weight)}
@@ -162,4 +183,9 @@ def test_every_parameter_has_one_optimiser():
 def test_schedule_rises_stays_and_falls():
     config = OptimConfig(warmup=10, decay=0.5)
     shares = [schedule(step, step / 100, config) for step in range(101)]
-    assert shares[0] == pytest.approx(0.1) and shares[30] == 1.0 and shares[75] == pytest.approx(0.5) and shares[100] == 0.0
+    assert (
+        shares[0] == pytest.approx(0.1)
+        and shares[30] == 1.0
+        and shares[75] == pytest.approx(0.5)
+        and shares[100] == 0.0
+    )

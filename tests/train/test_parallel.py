@@ -1,18 +1,34 @@
-"""Many ranks give what one gives: clips divided in time, sharded weights; and a rank that is lost takes nothing along but the step."""
+"""Many ranks give what one gives: clips divided in time, sharded weights; and a rank that is lost takes
+nothing along but the step.
+"""
 
 from itertools import pairwise
 
 import pytest
 import torch
-from ranks import FRAMES, divided_clips, loop_config, on_ranks, parameters_after, run_until_lost, sharded_runs, stage_on_noise
+from ranks import (
+    FRAMES,
+    divided_clips,
+    loop_config,
+    on_ranks,
+    parameters_after,
+    run_until_lost,
+    sharded_runs,
+    stage_on_noise,
+)
 
 from sana_wm_env.model.network.execution import chunk_sizes, whole_clip
 from sana_wm_env.model.network.gated_delta import scan, transitions
 from sana_wm_env.train.checkpoints import latest
 from sana_wm_env.train.loop import LoopConfig, load_average, train
-from sana_wm_env.train.parallel import ContextGroup, ParallelConfig, RankStretch, stretches
+from sana_wm_env.train.parallel import ContextGroup, ParallelConfig, RankSegment, segment_borders
 
-CASES = [(size, rule, dtype) for size in (2, 4) for rule in ("bidirectional", "chunk_causal") for dtype in (torch.float32, torch.float64)]
+CASES = [
+    (size, rule, dtype)
+    for size in (2, 4)
+    for rule in ("bidirectional", "chunk_causal")
+    for dtype in (torch.float32, torch.float64)
+]
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +40,7 @@ def divided(tmp_path_factory):
 def test_a_divided_clip_equals_a_whole_one(divided, case):
     limit = 1e-5 if case[2] == torch.float32 else 1e-12
     for found in (of_rank[case] for of_rank in divided):
-        assert found.borders == stretches(FRAMES, 3, case[0])
+        assert found.borders == segment_borders(FRAMES, 3, case[0])
         assert found.velocity < limit and found.gradient < limit
 
 
@@ -34,7 +50,9 @@ def sharded(tmp_path_factory):
     return folder, on_ranks(2, folder, sharded_runs, folder)
 
 
-@pytest.mark.parametrize("case", [(2, "bidirectional", torch.float32), (2, "chunk_causal", torch.float64)], ids=str)
+@pytest.mark.parametrize(
+    "case", [(2, "bidirectional", torch.float32), (2, "chunk_causal", torch.float64)], ids=str
+)
 def test_sharded_ranks_that_share_clips_train_as_one_does(sharded, tmp_path, case):
     _, rule, dtype = case
     alone = parameters_after(loop_config(), tmp_path, rule, dtype)
@@ -66,7 +84,10 @@ def test_a_sharded_run_goes_on_bit_for_bit_and_one_process_can_read_it(sharded):
     averages = load_average(folder / "whole"), load_average(folder / "parts")
     assert averages[0].keys() == stage_on_noise(loop_config()).model.state_dict().keys()
     assert all(torch.equal(averages[0][name], averages[1][name]) for name in averages[0])
-    assert latest(folder / "parts").name == "checkpoint-000000004" and len(list((folder / "parts").glob("checkpoint-*"))) == 1
+    assert (
+        latest(folder / "parts").name == "checkpoint-000000004"
+        and len(list((folder / "parts").glob("checkpoint-*"))) == 1
+    )
 
 
 @pytest.mark.parametrize(("how", "shard"), [("killed", True), ("asleep", False)])
@@ -78,29 +99,32 @@ def test_the_others_stop_when_a_rank_is_lost(tmp_path, how, shard):
     assert all(value.isfinite().all() for value in load_average(tmp_path / "run").values())
 
 
-def test_known_stretches():
+def test_known_segments():
     assert len(chunk_sizes(121)) == 40
-    assert stretches(121, 3, 2) == (0, 61, 121)  # the published border, without its padding frame
-    assert stretches(121, 3, 4) == (0, 31, 61, 91, 121)
-    assert all(border in (0, 4, 7, 10, 13) or border == 17 for border in stretches(17, 3, 4))
+    assert segment_borders(121, 3, 2) == (0, 61, 121)  # the published border, without its padding frame
+    assert segment_borders(121, 3, 4) == (0, 31, 61, 91, 121)
+    assert all(border in (0, 4, 7, 10, 13) or border == 17 for border in segment_borders(17, 3, 4))
     for ranks in range(1, 41):
-        assert min(b - a for a, b in pairwise(stretches(121, 3, ranks))) >= 3  # as far as the key convolution reaches
+        assert (
+            min(b - a for a, b in pairwise(segment_borders(121, 3, ranks))) >= 3
+        )  # as far as the key convolution reaches
     with pytest.raises(ValueError, match="too few for 5 ranks; give at least 16 frames"):
-        stretches(13, 3, 5)
+        segment_borders(13, 3, 5)
 
 
 def test_a_border_inside_a_chunk_is_refused():
     group = ContextGroup.__new__(ContextGroup)
     group.rank, group.size = 0, 2
     with pytest.raises(ValueError, match="not whole chunks"):
-        whole_clip("chunk_causal", 5, 3, RankStretch(group, (0, 5, 10)))
+        whole_clip("chunk_causal", 5, 3, RankSegment(group, (0, 5, 10)))
 
 
 @pytest.mark.parametrize(("tokens", "head"), [(880, 112), (64, 48)])
 def test_only_the_published_key_scale_contracts(tokens, head):
     """All keys equal, of unit RMS, written with full strength: the worst frame there is."""
     keys = torch.ones(1, 12, 1, tokens, head, dtype=torch.float64)
-    strength, decay = torch.ones(1, 12, 1, tokens, dtype=torch.float64), torch.ones(1, 12, 1, dtype=torch.float64)
+    strength = torch.ones(1, 12, 1, tokens, dtype=torch.float64)
+    decay = torch.ones(1, 12, 1, dtype=torch.float64)
     for scale, grows in (((head * tokens) ** -0.5, False), (head**-0.5, True)):
         transition, weighted = transitions(keys * scale, strength, decay)
         norm = torch.linalg.matrix_norm(transition[0, 0, 0], 2)

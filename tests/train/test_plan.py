@@ -1,4 +1,6 @@
-"""The plan on paper: operations as torch counts them, bytes as the network keeps them, days as they were published."""
+"""The plan on paper: operations as torch counts them, bytes as the network keeps them, days as they were
+published.
+"""
 
 from dataclasses import replace
 
@@ -13,7 +15,9 @@ from sana_wm_env.train.scale import TABLE_7, PlanConfig, forward_flops, kept_byt
 
 @pytest.mark.parametrize("rule", ["bidirectional", "chunk_causal"])
 def test_operations_are_those_that_torch_counts(rule):
-    """All blocks by the delta rule: torch does not count attention on a CPU. The text's scores are attention as well."""
+    """All blocks by the delta rule: torch does not count attention on a CPU. The text's scores are attention
+    as well.
+    """
     config, given = replace(tiny_config(width=64), softmax_every=0), clip(13, 1, torch.float32)
     network = Transformer(config)
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -1,7 +1,9 @@
-"""Which clips are good enough: the ranges of the paper's appendix (SANA-WM, Table 6) and its camera checks (section on annotation).
+"""Which clips are good enough: the ranges of the paper's appendix (SANA-WM, Table 6) and its camera checks
+(section on annotation).
 
-The published layout keeps one file of scores per clip and filter, `NAME_SUFFIX.json` or `.jsonl`. The first five suffixes are the
-published ones; `colorsat` and `cuts` are filters of the paper for which no file was published, under names of ours.
+The published layout keeps one file of scores per clip and filter, `NAME_SUFFIX.json` or `.jsonl`. The first
+five suffixes are the published ones; `colorsat` and `cuts` are filters of the paper for which no file was
+published, under names of ours.
 """
 
 import math
@@ -10,7 +12,8 @@ from collections.abc import Mapping
 Ranges = Mapping[str, tuple[float, float]]
 
 FILTERS: dict[str, dict[str, tuple[float, float]]] = {
-    # VMAF motion; UniMatch optical flow; DOVER quality; number of people, cars and animals; quality flag of a vision-language model
+    # VMAF motion; UniMatch optical flow; DOVER quality; number of people, cars and animals; quality flag of a
+    # vision-language model
     "omniworld": {
         "vmafmotion": (0.5, 100),
         "unimatch": (3, 100),
@@ -33,8 +36,20 @@ FILTERS: dict[str, dict[str, tuple[float, float]]] = {
         "vlm_entity_filter": (0, 25),
         "vlm_quality_filter": (0.5, 1.5),
     },
-    "miradata": {"vmafmotion": (0.5, 50), "unimatch": (3, 80), "dover": (0.40, 1), "colorsat": (0, 180), "cuts": (0, 1)},
-    "dl3dv-gs": {"vmafmotion": (6, 50), "unimatch": (3, 80), "dover": (0.40, 1), "colorsat": (0, 180), "cuts": (0, 1)},
+    "miradata": {
+        "vmafmotion": (0.5, 50),
+        "unimatch": (3, 80),
+        "dover": (0.40, 1),
+        "colorsat": (0, 180),
+        "cuts": (0, 1),
+    },
+    "dl3dv-gs": {
+        "vmafmotion": (6, 50),
+        "unimatch": (3, 80),
+        "dover": (0.40, 1),
+        "colorsat": (0, 180),
+        "cuts": (0, 1),
+    },
     "spatialvid-hq": {
         "vmafmotion": (0.5, 50),
         "unimatch": (3, 80),
@@ -50,25 +65,27 @@ MAX_FOCAL_DIFFERENCE = 0.2
 
 
 def filter_ranges(name: str) -> Ranges:
-    """The ranges of a source, none for "". ValueError that lists the known sources otherwise."""
+    """Returns the ranges of a source, none for "". ValueError that lists the known sources otherwise."""
     if name and name not in FILTERS:
         raise ValueError(f"got the filters {name!r}; wanted one of {', '.join(FILTERS)}, or none")
     return FILTERS[name] if name else {}
 
 
 def rejected(scores: Mapping[str, float | None], ranges: Ranges) -> str | None:
-    """Why a clip with these scores is dropped, None if it is kept. A score that a filter asks for and the clip lacks drops it."""
+    """Returns why a clip with these scores is dropped, None if it is kept. A missing score that a filter asks
+    for drops it.
+    """
     for name, (low, high) in ranges.items():
         score = scores.get(name)
         if score is None:
             return f"no {name} score"
-        if not low <= score <= high:  # a score that is no number is in no range
+        if not low <= score <= high:  # NaN is in no range
             return f"{name} outside {low:g} to {high:g}"
     return None
 
 
 def bad_camera(intrinsics_px: tuple[float, float, float, float], size: tuple[int, int]) -> str | None:
-    """Why a camera fx, fy, cx, cy of an image of (height, width) is not believed, None if it is."""
+    """Returns why a camera fx, fy, cx, cy of an image of (height, width) is not believed, None if it is."""
     fx, fy, _, _ = intrinsics_px
     if not (fx > 0 and fy > 0):
         return "focal length not positive"
