@@ -1,37 +1,36 @@
-"""Playing many episodes and saying how it went: `sana-wm agents evaluate`.
+"""Scores an agent over many episodes: `sana-wm agents evaluate`.
 
-Episode i is played with seed `seed + i`, by the environment and by the agent, so each stands for itself: a run that was cut off goes on
-where it stopped, and two agents meet the same rooms and goals.
+Episode i is played with seed `seed + i`, by the environment and by the agent, so episodes are independent: a
+run that was cut off resumes where it stopped, and two agents meet the same rooms and goals.
 """
 
 from __future__ import annotations
 
-import json
-import platform
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from scipy.stats import binomtest
-from tqdm import tqdm
 
-from sana_wm_env.base import CameraEnv
-from sana_wm_env.evaluation.metrics import Estimate, estimate
+from sana_wm_env.evaluation.metrics import Estimate, estimate_mean
+from sana_wm_env.evaluation.report import Notebook, plain, versions
+from sana_wm_env.files import write_json
+from sana_wm_env.outputs import Output, check_outputs
+from sana_wm_env.progress import Progress, progress
 
-from .agent import Agent
+from .agent import Agent, unwrapped
 from .choose import AgentConfig, EnvConfig
-from .planner import Planner
+from .planning.planner import Planner
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What is measured, and where the report goes."""
+    """Agent, environment and episodes to measure, and the file of the report."""
 
     who: AgentConfig = field(default_factory=AgentConfig)
     where: EnvConfig = field(default_factory=EnvConfig)
@@ -52,11 +51,10 @@ def play(agent: Agent, env: gym.Env, seed: int, on_step: Callable[[Any, dict], N
         on_step: is given observation and info of the reset and of every step.
 
     Returns:
-        `return`, `chunks`, `path_m` (length of the camera's way), `turned_rad` (the same of its turning), `success` where the task knows
-        it, and what the agent reports.
+        `return`, `chunks`, `path_m` (length of the camera's way), `turned_rad` (the same of its turning),
+        `success` where the task knows it, and what the agent reports.
     """
-    inner = env.unwrapped
-    assert isinstance(inner, CameraEnv)
+    inner = unwrapped(env)
     observation, info = env.reset(seed=seed)
     agent.reset(seed)
     total, path_m, turned_rad, over = 0.0, 0.0, 0.0, False
@@ -72,7 +70,13 @@ def play(agent: Agent, env: gym.Env, seed: int, on_step: Callable[[Any, dict], N
         newest = info["c2w"][-1]
     if on_step is not None:
         on_step(observation, info)
-    record = {"seed": seed, "return": total, "chunks": info["chunk_index"], "path_m": path_m, "turned_rad": turned_rad}
+    record = {
+        "seed": seed,
+        "return": total,
+        "chunks": info["chunk_index"],
+        "path_m": path_m,
+        "turned_rad": turned_rad,
+    }
     if "is_success" in info:
         record["success"] = info["is_success"]
     return record | (agent.report() if isinstance(agent, Planner) else {})
@@ -89,7 +93,12 @@ def success_rate(successes: Iterable[bool]) -> dict[str, Any]:
     """Share of successes with its 95 % interval after Wilson (1927)."""
     each = list(successes)
     interval = binomtest(sum(each), len(each)).proportion_ci(method="wilson")
-    return {"mean": sum(each) / len(each), "low": float(interval.low), "high": float(interval.high), "episodes": len(each)}
+    return {
+        "mean": sum(each) / len(each),
+        "low": float(interval.low),
+        "high": float(interval.high),
+        "episodes": len(each),
+    }
 
 
 def summarise(records: list[Record]) -> dict[str, dict[str, Any]]:
@@ -97,7 +106,7 @@ def summarise(records: list[Record]) -> dict[str, dict[str, Any]]:
     summary = {}
     for name in ("return", "imagined_return", "chunks", "path_m", "turned_rad"):
         if all(name in record for record in records):
-            summary[name] = estimate(np.array([record[name] for record in records])).to_dict()
+            summary[name] = estimate_mean(np.array([record[name] for record in records])).to_dict()
     if all("success" in record for record in records):
         summary["success"] = success_rate(record["success"] for record in records)
     if all("plan_seconds" in record for record in records):
@@ -112,16 +121,22 @@ def summarise(records: list[Record]) -> dict[str, dict[str, Any]]:
 
 
 def table(rows: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """Summaries by name as text."""
+    """Formats summaries by name as text."""
     columns = ("success", "return", "imagined_return", "chunks", "path_m")
     shown = [column for column in columns if any(column in row for row in rows.values())]
     planning = any("planning" in row for row in rows.values())
     width = max(24, *(len(name) + 2 for name in rows))
-    lines = [" " * width + "".join(f"{column:>24}" for column in shown) + (f"{'plans per second':>20}" if planning else "")]
+    lines = [
+        " " * width
+        + "".join(f"{column:>24}" for column in shown)
+        + (f"{'plans per second':>20}" if planning else "")
+    ]
     for name, row in rows.items():
         cells = "".join(f"{_cell(row.get(column)):>24}" for column in shown)
         rate = row.get("planning", {}).get("plans_per_second")
-        lines.append(f"{name:<{width}}{cells}" + ((f"{rate:>20.2f}" if rate else f"{'-':>20}") if planning else ""))
+        lines.append(
+            f"{name:<{width}}{cells}" + ((f"{rate:>20.2f}" if rate else f"{'-':>20}") if planning else "")
+        )
     return "\n".join(lines)
 
 
@@ -129,62 +144,15 @@ def _cell(value: dict[str, Any] | Estimate | None) -> str:
     value = value.to_dict() if isinstance(value, Estimate) else value
     if value is None or value["mean"] is None:
         return "-"
-    return f"{value['mean']:.2f}" + ("" if value["low"] is None else f" [{value['low']:.2f}, {value['high']:.2f}]")
+    return f"{value['mean']:.2f}" + (
+        "" if value["low"] is None else f" [{value['low']:.2f}, {value['high']:.2f}]"
+    )
 
 
-class Notebook:
-    """Records that survive an interruption: one JSON line each, under a first line that says what is being measured.
-
-    Args:
-        path: of the report; records are kept beside it, at PATH.part. None to keep them in memory alone.
-        header: what is measured; records of anything else are refused.
-
-    Raises:
-        ValueError: PATH.part belongs to another measurement.
-    """
-
-    def __init__(self, path: Path | None, header: dict[str, Any]):
-        self.part = None if path is None else path.with_name(path.name + ".part")
-        self.records: dict[str, Record] = {}
-        first = json.dumps(header, sort_keys=True)
-        if self.part is None:
-            return
-        self.part.parent.mkdir(parents=True, exist_ok=True)
-        if self.part.exists():
-            head, *lines = self.part.read_text().split("\n")
-            if head != first:
-                raise ValueError(f"got {self.part}, left by another measurement; wanted one with the same arguments: delete it")
-            whole = lines[:-1]  # what follows the last line end was cut off while it was written
-            self.records = {entry["key"]: entry["record"] for entry in map(json.loads, whole)}
-            self.part.write_text("\n".join([head, *whole]) + "\n")
-        else:
-            self.part.write_text(first + "\n")
-
-    def add(self, key: str, record: Record) -> None:
-        """Keeps a record at once."""
-        self.records[key] = record
-        if self.part is not None:
-            with self.part.open("a") as file:
-                file.write(json.dumps({"key": key, "record": record}) + "\n")
-
-    def close(self) -> None:
-        """All is measured and reported."""
-        if self.part is not None:
-            self.part.unlink()
-
-
-def plain(config: Any) -> dict[str, Any]:
-    """A config dataclass as JSON, without the path of its own report."""
-    return json.loads(json.dumps({key: value for key, value in asdict(config).items() if key != "json"}, default=str))
-
-
-def versions() -> dict[str, str]:
-    """What measured."""
-    return {name: version(name) for name in ("sana-wm-env", "torch", "numpy", "gymnasium")} | {"python": platform.python_version()}
-
-
-def measure(agent: Agent, env: gym.Env, seeds: Iterable[int], notebook: Notebook, key: str, bar: tqdm) -> list[Record]:
-    """Plays an episode per seed, but for those in the notebook."""
+def play_episodes(
+    agent: Agent, env: gym.Env, seeds: Iterable[int], notebook: Notebook, key: str, bar: Progress
+) -> list[Record]:
+    """Plays one episode per seed, unless the notebook has it. Returns the records."""
     records = []
     for seed in seeds:
         if f"{key} {seed}" not in notebook.records:
@@ -194,27 +162,27 @@ def measure(agent: Agent, env: gym.Env, seeds: Iterable[int], notebook: Notebook
     return records
 
 
-def write_report(path: Path, report: dict[str, Any]) -> None:
-    """JSON, whole or not at all."""
-    part = path.with_name(path.name + ".new")
-    part.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
-    part.replace(path)
-
-
 def run(config: EvaluateConfig) -> None:
     """Plays the episodes, prints the table, writes the report."""
     if config.episodes < 1 or config.seed < 0:
-        raise ValueError(f"got episodes={config.episodes}, seed={config.seed}; wanted at least 1 episode and a seed of 0 or more")
+        raise ValueError(
+            f"got episodes={config.episodes}, seed={config.seed}; wanted at least 1 episode "
+            "and a seed of 0 or more"
+        )
+    check_outputs(Output("--json", config.json, (".json",)))
     env = config.where.make()
-    agent = config.who.make(env.unwrapped, config.where)  # type: ignore[arg-type]  # of this package, so a CameraEnv
+    agent = config.who.make(unwrapped(env), config.where)
     notebook = Notebook(config.json, plain(config))
     seeds = range(config.seed, config.seed + config.episodes)
-    with tqdm(total=config.episodes, unit="episode", desc=config.who.agent) as bar:
-        records = measure(agent, env, seeds, notebook, config.who.agent, bar)
+    with progress(total=config.episodes, unit="episode", desc=config.who.agent) as bar:
+        records = play_episodes(agent, env, seeds, notebook, config.who.agent, bar)
     env.close()
     summary = summarise(records)
     print(table({f"{config.who.agent} in {config.where.env}": summary}))
     if config.json is not None:
-        write_report(config.json, {"config": plain(config), "versions": versions(), "summary": summary, "episodes": records})
+        write_json(
+            config.json,
+            {"config": plain(config), "versions": versions(), "summary": summary, "episodes": records},
+        )
         print(f"wrote {config.json}")
     notebook.close()

@@ -1,4 +1,4 @@
-"""The two agents that every score stands beside: any action, and none."""
+"""The two baseline agents: random actions, and none."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ import numpy as np
 
 from sana_wm_env.base import CameraEnv
 
-from .agent import Action, Agent
+from .agent import Action, Agent, unwrapped
 
 
 class RandomAgent(Agent):
-    """Any action, each as likely as the other."""
+    """Uniformly random actions."""
 
     def reset(self, seed: int | None = None) -> None:
         """Seeds the draws."""
@@ -18,6 +18,7 @@ class RandomAgent(Agent):
 
     def act(self, observation: Any, env: CameraEnv) -> Action:
         """Uniform in the box."""
+        env = unwrapped(env)
         return self._rng.uniform(env.action_space.low, env.action_space.high).astype(np.float32)
 
 
@@ -26,4 +27,5 @@ class StillAgent(Agent):
 
     def act(self, observation: Any, env: CameraEnv) -> Action:
         """Zeros."""
+        env = unwrapped(env)
         return np.zeros(env.action_space.shape, np.float32)

@@ -1,4 +1,4 @@
-"""Playing one episode for people: `sana-wm agents run` says what happens and writes a video."""
+"""Plays one episode, prints its course and writes a video: `sana-wm agents run`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from sana_wm_env.outputs import Output, check_outputs, name_beside
+from sana_wm_env.progress import progress
 from sana_wm_env.recorder import RecordChunks
 
+from .agent import unwrapped
 from .choose import AgentConfig, EnvConfig
 from .evaluate import play
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What is played, and where the video goes."""
+    """Agent and environment of the episode, and the file of the video."""
 
     who: AgentConfig = field(default_factory=AgentConfig)
     where: EnvConfig = field(default_factory=EnvConfig)
@@ -28,21 +29,30 @@ class RunConfig:
 
 def run(config: RunConfig) -> None:
     """Plays the episode, prints its course, writes the video."""
-    config.out.parent.mkdir(parents=True, exist_ok=True)
+    check_outputs(
+        Output("--out", config.out, (".mp4",)),
+        Output("the sidecar of --out", name_beside(config.out, ".npz")),
+    )
     lines: list[str] = []
-    with RecordChunks(config.where.make(render_mode="rgb_array_list"), config.out) as env, tqdm(unit="chunk", desc=config.who.agent) as bar:
-        agent = config.who.make(env.unwrapped, config.where)  # type: ignore[arg-type]  # of this package, so a CameraEnv
+    with (
+        RecordChunks(config.where.make(render_mode="rgb_array_list"), config.out) as env,
+        progress(unit="chunk", desc=config.who.agent) as bar,
+    ):
+        agent = config.who.make(unwrapped(env), config.where)
 
-        def tell(observation: Any, info: dict[str, Any]) -> None:
-            told = {name: value for name, value in info.items() if isinstance(value, float | bool)}
-            lines.append(f"chunk {info['chunk_index']:2}: " + ", ".join(_said(name, value) for name, value in told.items()))
+        def note(observation: Any, info: dict[str, Any]) -> None:
+            entries = {name: value for name, value in info.items() if isinstance(value, float | bool)}
+            lines.append(
+                f"chunk {info['chunk_index']:2}: "
+                + ", ".join(_format_entry(name, value) for name, value in entries.items())
+            )
             bar.update(info["chunk_index"] > 0)
 
-        record = play(agent, env, config.seed, tell)
+        record = play(agent, env, config.seed, note)
     print("\n".join(lines))
-    print(", ".join(_said(name, value) for name, value in record.items()))
+    print(", ".join(_format_entry(name, value) for name, value in record.items()))
     print(f"wrote {config.out} and {config.out.with_suffix('.npz')}")
 
 
-def _said(name: str, value: Any) -> str:
+def _format_entry(name: str, value: Any) -> str:
     return f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}"

@@ -1,6 +1,7 @@
 """Agents that follow a script, without learning or planning.
 
-A chunk is six numbers in shares of the environment's limits: right, down, forward, look up, turn right, roll clockwise.
+A chunk is six numbers in shares of the environment's limits: right, down, forward, look up, turn right, roll
+clockwise.
 """
 
 import math
@@ -11,11 +12,13 @@ import numpy as np
 from sana_wm_env.base import CameraEnv
 from sana_wm_env.camera import Array, step_twists
 
-from .agent import Action, Agent, entry, steer
+from .agent import Action, Agent, entry, steer, unwrapped
 
 
 class OrbitAgent(Agent):
-    """Circles to the right around a point `radius_m` metres ahead, which stays in the middle of the picture."""
+    """Circles to the right around a point `radius_m` metres ahead, which stays in the middle of the
+    picture.
+    """
 
     def __init__(self, radius_m: float = 2.0):
         if not 0 < radius_m < math.inf:
@@ -24,8 +27,12 @@ class OrbitAgent(Agent):
 
     def act(self, observation: Any, env: CameraEnv) -> Action:
         """A step sideways and the turn back to the centre, as fast as the limits allow."""
+        env = unwrapped(env)
         turn_rad = min(env.max_rotation_rad, env.max_translation_m / self.radius_m)
-        return steer([turn_rad * self.radius_m / env.max_translation_m, 0, 0, 0, -turn_rad / env.max_rotation_rad, 0], env)
+        return steer(
+            [turn_rad * self.radius_m / env.max_translation_m, 0, 0, 0, -turn_rad / env.max_rotation_rad, 0],
+            env,
+        )
 
 
 class LookAroundAgent(Agent):
@@ -38,11 +45,14 @@ class LookAroundAgent(Agent):
 
     def act(self, observation: Any, env: CameraEnv) -> Action:
         """The turn."""
+        env = unwrapped(env)
         return steer([0, 0, 0, 0, self.speed, 0], env)
 
 
 class LawnmowerAgent(Agent):
-    """Sweeps an area without turning: some chunks forward, one to the right, as many back, one to the right, and so on."""
+    """Sweeps an area without turning: some chunks forward, one to the right, as many back, one to the right,
+    and so on.
+    """
 
     def __init__(self, length: int = 3):
         if length < 1:
@@ -55,6 +65,7 @@ class LawnmowerAgent(Agent):
 
     def act(self, observation: Any, env: CameraEnv) -> Action:
         """The next chunk of the sweep."""
+        env = unwrapped(env)
         self._chunk += 1
         lane, place = divmod(self._chunk, self.length + 1)
         ahead = 1 if lane % 2 == 0 else -1
@@ -62,17 +73,18 @@ class LawnmowerAgent(Agent):
 
 
 class GoToGoalAgent(Agent):
-    """Goes straight to the goal, or to the next waypoint, by the pose that the observation tells: an upper bound for who must find it.
+    """Goes straight to the goal, or to the next waypoint, by its pose in the observation: an upper bound.
 
-    It knows nothing of walls.
+    It ignores walls.
     """
 
     def act(self, observation: Any, env: CameraEnv) -> Action:
         """The constant twist that leads there, slowed down as a whole to what the limits allow.
 
         Raises:
-            ValueError: the observation tells neither `goal_pose` nor `waypoints`.
+            ValueError: the observation has neither `goal_pose` nor `waypoints`.
         """
+        env = unwrapped(env)
         _, poses = entry(observation, "goal_pose", "waypoints")
         twist = step_twists(np.stack([np.eye(4), pose_matrix(poses[:9])]))[0]
         share = twist / np.repeat([env.max_translation_m, env.max_rotation_rad], 3)

@@ -8,13 +8,26 @@ import sana_wm_env  # noqa: F401  # registers the ids
 from sana_wm_env.agents.agent import entry, newest_image, steer
 from sana_wm_env.agents.choose import SCRIPTS, AgentConfig, EnvConfig
 from sana_wm_env.agents.random_agent import RandomAgent
-from sana_wm_env.agents.scripted import GoToGoalAgent, LawnmowerAgent, LookAroundAgent, OrbitAgent, pose_matrix
+from sana_wm_env.agents.scripted import (
+    GoToGoalAgent,
+    LawnmowerAgent,
+    LookAroundAgent,
+    OrbitAgent,
+    pose_matrix,
+)
 from sana_wm_env.camera import twist_path
 from sana_wm_env.observations import pose_vector
 
 
 def rooms(task="goal", **options):
-    return gym.make("SanaWM-Rooms-v0", image_size=(16, 16), obs_mode="dict", task=task, disable_env_checker=True, **options)
+    return gym.make(
+        "SanaWM-Rooms-v0",
+        image_size=(16, 16),
+        obs_mode="dict",
+        task=task,
+        disable_env_checker=True,
+        **options,
+    )
 
 
 def free_path(agent, env, chunks):
@@ -67,7 +80,11 @@ def test_look_around_turns_on_the_spot():
 def test_lawnmower_sweeps_and_comes_back_beside_its_start():
     path = free_path(LawnmowerAgent(length=2), rooms(), 6)
     ends = path[24::24, :3, 3]
-    np.testing.assert_allclose(ends, 0.6 * np.array([[0, 0, 1], [0, 0, 2], [1, 0, 2], [1, 0, 1], [1, 0, 0], [2, 0, 0]], float), atol=1e-6)
+    np.testing.assert_allclose(
+        ends,
+        0.6 * np.array([[0, 0, 1], [0, 0, 2], [1, 0, 2], [1, 0, 1], [1, 0, 0], [2, 0, 0]], float),
+        atol=1e-6,
+    )
 
 
 @pytest.mark.parametrize("task", ["goal", "follow"])
@@ -95,7 +112,9 @@ def test_observations_of_every_mode_have_a_newest_image():
         assert (newest_image(observation) == chunk[-1]).all()
 
 
-@pytest.mark.parametrize("observation, cause", [(np.zeros((4, 4, 3)), "pictures alone"), ({"image": 0, "pose": 1}, "image, pose")])
+@pytest.mark.parametrize(
+    "observation, cause", [(np.zeros((4, 4, 3)), "pictures alone"), ({"image": 0, "pose": 1}, "image, pose")]
+)
 def test_what_an_agent_misses_is_named(observation, cause):
     with pytest.raises(ValueError, match=f"{cause}; wanted goal_pose or waypoints"):
         entry(observation, "goal_pose", "waypoints")

@@ -12,12 +12,25 @@ from sana_wm_env.agents.evaluate import Notebook, play, success_rate, summarise,
 from sana_wm_env.agents.random_agent import StillAgent
 from sana_wm_env.agents.scripted import GoToGoalAgent, LookAroundAgent, OrbitAgent
 
-EVALUATE = ["agents", "evaluate", "--env", "SanaWM-RoomsGoal-v0", "--chunks", "2", "--image-size", "16", "--agent", "random"]
+EVALUATE = [
+    "agents",
+    "evaluate",
+    "--env",
+    "SanaWM-RoomsGoal-v0",
+    "--chunks",
+    "2",
+    "--image-size",
+    "16",
+    "--agent",
+    "random",
+]
 
 
 def rooms(**options):
     options = {"task": "goal", "max_episode_steps": 2} | options
-    return gym.make("SanaWM-Rooms-v0", image_size=(16, 16), obs_mode="dict", disable_env_checker=True, **options)
+    return gym.make(
+        "SanaWM-Rooms-v0", image_size=(16, 16), obs_mode="dict", disable_env_checker=True, **options
+    )
 
 
 def test_what_is_known_of_an_episode():
@@ -25,16 +38,30 @@ def test_what_is_known_of_an_episode():
     still, turning, circling, arriving = (
         play(agent, env, 3) for agent in (StillAgent(), LookAroundAgent(), OrbitAgent(2), GoToGoalAgent())
     )
-    assert still == {"seed": 3, "return": 0.0, "chunks": 2, "path_m": 0.0, "turned_rad": 0.0, "success": False}
+    assert still == {
+        "seed": 3,
+        "return": 0.0,
+        "chunks": 2,
+        "path_m": 0.0,
+        "turned_rad": 0.0,
+        "success": False,
+    }
     assert turning["path_m"] == 0 and turning["turned_rad"] == pytest.approx(0.6, abs=1e-4)
-    assert circling["path_m"] == pytest.approx(1.2, abs=1e-4) and circling["turned_rad"] == pytest.approx(0.6, abs=1e-4)
+    assert circling["path_m"] == pytest.approx(1.2, abs=1e-4) and circling["turned_rad"] == pytest.approx(
+        0.6, abs=1e-4
+    )
     assert arriving["return"] > still["return"]
     assert "success" not in play(StillAgent(), rooms(task="follow"), 3)
 
 
 def test_every_observation_is_shown():
     seen = []
-    play(LookAroundAgent(), rooms(task="free"), 0, lambda observation, info: seen.append((observation["image"], info["chunk_index"])))
+    play(
+        LookAroundAgent(),
+        rooms(task="free"),
+        0,
+        lambda observation, info: seen.append((observation["image"], info["chunk_index"])),
+    )
     assert [index for _, index in seen] == [0, 1, 2] and (seen[0][0] != seen[1][0]).any()
 
 
@@ -46,11 +73,23 @@ def test_wilson_interval_on_known_counts():
 
 
 def test_summary_and_table():
-    records = [{"return": value, "chunks": 2, "path_m": 1.0, "turned_rad": 0.0, "success": value > 0} for value in (0.0, 2.0, 4.0)]
-    planned = [r | {"imagined_return": 1.0, "plans": 2, "imagined_chunks": 20, "plan_seconds": 0.5} for r in records]
+    records = [
+        {"return": value, "chunks": 2, "path_m": 1.0, "turned_rad": 0.0, "success": value > 0}
+        for value in (0.0, 2.0, 4.0)
+    ]
+    planned = [
+        r | {"imagined_return": 1.0, "plans": 2, "imagined_chunks": 20, "plan_seconds": 0.5} for r in records
+    ]
     summary = summarise(planned)
-    assert summary["return"]["mean"] == 2 and summary["return"]["low"] == pytest.approx(2 - 4.303 * 2 / 3**0.5, abs=1e-3)
-    assert summary["planning"] == {"plans": 6, "seconds": 1.5, "plans_per_second": 4.0, "imagined_chunks_per_plan": 10.0}
+    assert summary["return"]["mean"] == 2 and summary["return"]["low"] == pytest.approx(
+        2 - 4.303 * 2 / 3**0.5, abs=1e-3
+    )
+    assert summary["planning"] == {
+        "plans": 6,
+        "seconds": 1.5,
+        "plans_per_second": 4.0,
+        "imagined_chunks_per_plan": 10.0,
+    }
     assert "planning" not in summarise(records)
     text = table({"planner": summary, "other": summarise(records)})
     assert "0.67 [0.21, 0.94]" in text and "4.00" in text and len(text.split("\n")) == 3
@@ -78,7 +117,9 @@ def test_reports_repeat_and_go_on(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "random in SanaWM-RoomsGoal-v0" in shown and "success" in shown
     report = json.loads(whole.read_text())
-    assert [record["seed"] for record in report["episodes"]] == [5, 6, 7] and report["config"]["where"]["chunks"] == 2
+    assert [record["seed"] for record in report["episodes"]] == [5, 6, 7] and report["config"]["where"][
+        "chunks"
+    ] == 2
     notebook = Notebook(cut, report["config"])
     marked = report["episodes"][0] | {"return": 100.0}  # would not come out if it were played again
     notebook.add("random 5", marked)
@@ -89,7 +130,20 @@ def test_reports_repeat_and_go_on(tmp_path, capsys):
 
 def test_an_episode_as_a_video(tmp_path, capsys):
     out = tmp_path / "videos" / "a.mp4"
-    argv = ["agents", "run", "--agent", "orbit", "--env", "SanaWM-RoomsGoal-v0", "--chunks", "2", "--image-size", "16", "--out", str(out)]
+    argv = [
+        "agents",
+        "run",
+        "--agent",
+        "orbit",
+        "--env",
+        "SanaWM-RoomsGoal-v0",
+        "--chunks",
+        "2",
+        "--image-size",
+        "16",
+        "--out",
+        str(out),
+    ]
     assert cli.main(argv) == 0
     assert "chunk  2: is_success" in capsys.readouterr().out and out.stat().st_size > 1000
     assert np.load(out.with_suffix(".npz"))["actions"].shape == (2, 6)
@@ -97,7 +151,11 @@ def test_an_episode_as_a_video(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "words, cause",
-    [(["--episodes", "0"], "episodes=0"), (["--env", "Pong-v0"], "'Pong-v0'"), (["--agent", "ppo", "--policy", "none.zip"], "none.zip")],
+    [
+        (["--episodes", "0"], "episodes=0"),
+        (["--env", "Pong-v0"], "'Pong-v0'"),
+        (["--agent", "ppo", "--policy", "none.zip"], "none.zip"),
+    ],
 )
 def test_bad_wishes_are_one_line(words, cause, capsys):
     assert cli.main([*EVALUATE, *words]) == 2

@@ -9,8 +9,9 @@ from stable_baselines3 import PPO
 from sana_wm_env import cli
 from sana_wm_env.agents.choose import EnvConfig
 from sana_wm_env.agents.evaluate import play
-from sana_wm_env.agents.ppo import PPOAgent, Returns, TrainConfig, make_envs, train
-from sana_wm_env.agents.view import View
+from sana_wm_env.agents.policy.ppo import PPOAgent
+from sana_wm_env.agents.policy.train_ppo import Returns, TrainConfig, make_envs, train
+from sana_wm_env.agents.policy.view import View
 
 TRUTH = EnvConfig(env="SanaWM-RoomsGoal-v0", chunks=3, image_size=16)
 
@@ -35,7 +36,9 @@ def test_training_goes_on_where_it_stopped(trained):
     model = PPO.load(out / "policy.zip")
     assert model.num_timesteps == 32
     assert any((first[name] != value).any() for name, value in model.policy.state_dict().items())
-    assert [path.name for path in sorted(out.glob("policy-*"))] == [f"policy-{steps:07}.zip" for steps in (0, 8, 16, 24, 32)]
+    assert [path.name for path in sorted(out.glob("policy-*"))] == [
+        f"policy-{steps:07}.zip" for steps in (0, 8, 16, 24, 32)
+    ]
     steps = [row[0] for row in Returns(out / "returns.csv").rows]
     assert steps == sorted(steps) and len(steps) >= 8 and steps[-1] <= 32
     assert json.loads((out / "config.json").read_text())["config"]["steps"] == 32
@@ -45,7 +48,9 @@ def test_a_finished_training_stays_and_another_is_refused(trained):
     out, _ = trained
     before = (out / "policy.zip").read_bytes()
     train(config(out, steps=32))
-    assert (out / "policy.zip").stat().st_size == len(before) and PPO.load(out / "policy.zip").num_timesteps == 32
+    assert (out / "policy.zip").stat().st_size == len(before) and PPO.load(
+        out / "policy.zip"
+    ).num_timesteps == 32
     with pytest.raises(ValueError, match=r"got epochs=2, .* begun with 1"):
         train(config(out, steps=32, epochs=2))
 
@@ -64,8 +69,12 @@ def test_a_policy_plays_what_it_says(trained):
     out, _ = trained
     agent, env = PPOAgent.load(out / "policy.zip"), TRUTH.make()
     observation, _ = env.reset(seed=0)
-    action = agent.act(observation, env.unwrapped)
-    assert action in env.action_space and (action[[1, 3, 5]] == 0).all() and (action == agent.act(observation, env.unwrapped)).all()
+    action = agent.act(observation, env)
+    assert (
+        action in env.action_space
+        and (action[[1, 3, 5]] == 0).all()
+        and (action == agent.act(observation, env.unwrapped)).all()
+    )
     mean, _ = agent.model.predict(View().see(observation), deterministic=True)
     np.testing.assert_array_equal(action[[0, 2, 4]], np.clip(mean, -1, 1))
     assert play(agent, env, 0)["chunks"] <= 3
@@ -118,7 +127,9 @@ def test_thumbnails_are_averages_and_poses_stay():
     pose = np.arange(27, dtype=np.float32).reshape(3, 9)
     seen = view.see({"image": image, "goal_pose": pose, "pose": pose, "goal_image": image})
     np.testing.assert_array_equal(seen[:, :9], pose)
-    np.testing.assert_array_equal(seen[:, 9:].reshape(3, 3, 2, 2)[:, 0], np.tile([[1, -1], [-1, -1]], (3, 1, 1)))
+    np.testing.assert_array_equal(
+        seen[:, 9:].reshape(3, 3, 2, 2)[:, 0], np.tile([[1, -1], [-1, -1]], (3, 1, 1))
+    )
     assert (seen[:, 13:] == -1).all()
     np.testing.assert_array_equal(view.see({"image": image[0], "goal_pose": pose[0]}), seen[0])
     with pytest.raises(ValueError, match="got a view of 'smell'"):

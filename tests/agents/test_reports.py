@@ -8,11 +8,23 @@ from scipy.stats import spearmanr
 
 from sana_wm_env import cli
 from sana_wm_env.agents.choose import EnvConfig
-from sana_wm_env.agents.planning import PlanningConfig, rows
-from sana_wm_env.agents.ppo import TrainConfig, train
-from sana_wm_env.agents.transfer import TransferConfig, policies, rank_correlation
+from sana_wm_env.agents.planning.report import PlanningConfig, rows
+from sana_wm_env.agents.policy.train_ppo import TrainConfig, train
+from sana_wm_env.agents.policy.transfer import TransferConfig, policies, rank_correlation
 
-PLANNING = ["agents", "planning", "--agents", "go-to-goal", "cem", "--objectives", "reward", "--episodes", "2", "--chunks", "3"]
+PLANNING = [
+    "agents",
+    "planning",
+    "--agents",
+    "go-to-goal",
+    "cem",
+    "--objectives",
+    "reward",
+    "--episodes",
+    "2",
+    "--chunks",
+    "3",
+]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +37,12 @@ def trained(tmp_path_factory):
 
 
 def test_every_setting_has_the_rows_that_make_sense():
-    names = [row.name for row in rows(PlanningConfig(agents=("random", "cem"), objectives=("reward", "latents"), anchor_every=(1, 3)))]
+    names = [
+        row.name
+        for row in rows(
+            PlanningConfig(agents=("random", "cem"), objectives=("reward", "latents"), anchor_every=(1, 3))
+        )
+    ]
     assert names == [
         "model: random",
         "model: cem by reward",
@@ -38,9 +55,17 @@ def test_every_setting_has_the_rows_that_make_sense():
         "truth: cem by reward",
     ]
     frames = rows(
-        PlanningConfig(agents=("mppi",), objectives=("frames",), settings=("mixed", "truth"), imagined_candidates=5, imagined_iterations=1)
+        PlanningConfig(
+            agents=("mppi",),
+            objectives=("frames",),
+            settings=("mixed", "truth"),
+            imagined_candidates=5,
+            imagined_iterations=1,
+        )
     )
-    assert [row.who.plan_in for row in frames] == ["model", "truth"] and {row.where.env for row in frames} == {"SanaWM-RoomsGoal-v0"}
+    assert [row.who.plan_in for row in frames] == ["model", "truth"] and {
+        row.where.env for row in frames
+    } == {"SanaWM-RoomsGoal-v0"}
     assert {(row.who.planner.candidates, row.who.planner.iterations) for row in frames} == {(5, 1)}
     with pytest.raises(ValueError, match="agents transfer is for policies"):
         rows(PlanningConfig(agents=("ppo",)))
@@ -52,7 +77,11 @@ def test_planning_report(tmp_path, capsys):
     argv = [*PLANNING, *small, "--settings", "mixed", "truth", "--json", str(out)]
     assert cli.main(argv) == 0
     shown, report = capsys.readouterr().out, json.loads(out.read_text())
-    assert [*report["rows"]] == ["mixed: cem by reward, anchor 1", "truth: go-to-goal", "truth: cem by reward"]
+    assert [*report["rows"]] == [
+        "mixed: cem by reward, anchor 1",
+        "truth: go-to-goal",
+        "truth: cem by reward",
+    ]
     assert all(name in shown for name in report["rows"]) and "2 candidates together" in shown
     assert report["rows"]["truth: go-to-goal"]["success"]["mean"] == 1
     assert all(row["return"]["mean"] > 0.5 for row in report["rows"].values())
@@ -68,7 +97,9 @@ def test_rank_correlation_on_known_answers():
     assert rank_correlation(imagined, -true)["mean"] == -1
     mixed = rng.permutation(imagined)
     mixed[3] = mixed[4]  # a tie
-    assert rank_correlation(mixed, true)["mean"] == pytest.approx(spearmanr(mixed.mean(1), true.mean(1)).statistic)
+    assert rank_correlation(mixed, true)["mean"] == pytest.approx(
+        spearmanr(mixed.mean(1), true.mean(1)).statistic
+    )
     noise = rank_correlation(rng.normal(size=(12, 20)), rng.normal(size=(12, 20)))
     assert noise["low"] < 0.3 < noise["high"] + 0.6
     assert rank_correlation(np.ones((3, 4)), np.ones((3, 4)))["mean"] is None
@@ -83,11 +114,29 @@ def test_policies_are_spread_over_a_run(trained):
 
 def test_transfer_report(trained, tmp_path, capsys):
     out = tmp_path / "transfer.json"
-    argv = ["agents", "transfer", "--runs", str(trained), "--per-run", "1", "--scripts", "random", "still", "--episodes", "2"]
+    argv = [
+        "agents",
+        "transfer",
+        "--runs",
+        str(trained),
+        "--per-run",
+        "1",
+        "--scripts",
+        "random",
+        "still",
+        "--episodes",
+        "2",
+    ]
     assert cli.main([*argv, "--chunks", "1", "--image-size", "16", "--json", str(out)]) == 0
     report = json.loads(out.read_text())
-    assert [*report["rows"]] == sorted(f"{name}, {world}" for name in ("random", "still", "short 0") for world in ("imagined", "true"))
-    assert report["rows"]["still, true"]["return"]["mean"] == 0 != report["rows"]["random, true"]["return"]["mean"]
+    assert [*report["rows"]] == sorted(
+        f"{name}, {world}" for name in ("random", "still", "short 0") for world in ("imagined", "true")
+    )
+    assert (
+        report["rows"]["still, true"]["return"]["mean"]
+        == 0
+        != report["rows"]["random, true"]["return"]["mean"]
+    )
     assert report["rank_correlation"]["policies"] == 3
     assert "rank correlation of imagined and true return over 3 policies" in capsys.readouterr().out
     assert out.with_suffix(".png").stat().st_size > 5000 and not out.with_name("transfer.json.part").exists()

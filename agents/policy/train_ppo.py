@@ -1,6 +1,7 @@
-"""A policy that learns: proximal policy optimisation (Schulman et al. 2017) through Stable-Baselines3. Needs the extra `rl`.
+"""Trains a policy by proximal policy optimisation through Stable-Baselines3 (extra `rl`).
 
-`sana-wm agents train` trains in any environment of the package, an imagined one or the truth, and goes on where it was cut off.
+`sana-wm agents train` trains in any environment of the package, an imagined one or the truth, and goes on
+where it was cut off.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ import csv
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from sana_wm_env.outputs import Output, check_outputs
+from sana_wm_env.progress import Progress, progress
 
 from sana_wm_env.sb3 import SB3VecEnv  # isort: skip  # says how to install what is missing, so it comes first
 
@@ -19,47 +23,17 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor
-from tqdm import tqdm
 
 from sana_wm_env.base import CameraEnv
+from sana_wm_env.evaluation.report import plain, versions
+from sana_wm_env.files import replacing, write_json
 
-from .agent import Action, Agent
-from .choose import EnvConfig
-from .evaluate import plain, versions
+from ..choose import EnvConfig
+from .ppo import PPOAgent as PPOAgent
 from .view import View
 
 TRAINING_SEEDS = 10**9
 """Seeds of training environments begin here, far from those of evaluations."""
-
-
-class PPOAgent(Agent):
-    """A trained policy, without its noise.
-
-    Args:
-        model: Stable-Baselines3's, with the `View` that it was trained through.
-        view: what it sees and moves.
-    """
-
-    def __init__(self, model: PPO, view: View):
-        self.model, self.view = model, view
-
-    @classmethod
-    def load(cls, path: Path | str) -> PPOAgent:
-        """Reads what `train` wrote. Such a file can hold code: open none from strangers.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: a policy that this package has not trained.
-        """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"got the policy {str(path)!r}, which is no file; wanted one that sana-wm agents train wrote")
-        model = PPO.load(path, device="cpu")
-        return cls(model, _view_of(model, path))
-
-    def act(self, observation: Any, env: CameraEnv) -> Action:
-        """The policy's mean."""
-        moved, _ = self.model.predict(self.view.see(observation), deterministic=True)
-        return self.view.act(np.clip(moved, -1, 1), env)
 
 
 class SeenThrough(VecEnvWrapper):
@@ -72,7 +46,7 @@ class SeenThrough(VecEnvWrapper):
 
     def reset(self) -> Any:
         """The first observations."""
-        return self.view.see(self.venv.reset())  # type: ignore[arg-type]  # a dict
+        return self.view.see(cast(dict[str, Any], self.venv.reset()))
 
     def step_async(self, actions: np.ndarray) -> None:
         """Takes actions (n, moving axes)."""
@@ -84,17 +58,19 @@ class SeenThrough(VecEnvWrapper):
         for info in infos:
             if "terminal_observation" in info:
                 info["terminal_observation"] = self.view.see(info["terminal_observation"])
-        return self.view.see(observations), rewards, dones, infos  # type: ignore[arg-type]
+        return self.view.see(cast(dict[str, Any], observations)), rewards, dones, infos
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a policy is trained, and where it is kept."""
+    """Training of a policy, and the folder of its files."""
 
     where: EnvConfig = field(default_factory=EnvConfig)
     view: View = field(default_factory=View)
     out: Path = Path("runs/ppo")
-    """folder of policy.zip, policy-<steps>.zip, returns.csv and config.json; the same command goes on with what is there"""
+    """folder of policy.zip, policy-<steps>.zip, returns.csv and config.json; the same command resumes from
+    them
+    """
     steps: int = 4096
     """chunks, over all environments; whole updates, so it may become a few more"""
     seed: int = 0
@@ -119,7 +95,10 @@ def make_envs(config: TrainConfig) -> VecEnv:
     """The training environments, as Stable-Baselines3 wants them, seen through the view."""
     where = config.where
     if where.imagined:  # one set of weights
-        arguments: dict[str, Any] = where.arguments() | {"max_episode_steps": where.chunks, "autoreset_mode": "SameStep"}
+        arguments: dict[str, Any] = where.arguments() | {
+            "max_episode_steps": where.chunks,
+            "autoreset_mode": "SameStep",
+        }
         vector: Any = gym.make_vec(where.env, num_envs=config.envs, **arguments)
         single = vector.slots[0]
     else:
@@ -131,7 +110,7 @@ def make_envs(config: TrainConfig) -> VecEnv:
 class Keeper(BaseCallback):
     """Keeps policy and returns after every update, and a snapshot now and then."""
 
-    def __init__(self, config: TrainConfig, bar: tqdm):
+    def __init__(self, config: TrainConfig, bar: Progress):
         super().__init__()
         self.config, self.bar, self.returns = config, bar, Returns(config.out / "returns.csv")
 
@@ -178,24 +157,23 @@ class Returns:
 
     def write(self) -> None:
         """To the file."""
-        part = self.path.with_suffix(".new")
-        with part.open("w", newline="") as file:
+        with replacing(self.path) as part, part.open("w", newline="") as file:
             csv.writer(file).writerows([("steps", "return"), *self.rows])
-        part.replace(self.path)
 
 
 def train(config: TrainConfig) -> None:
-    """Trains, or goes on. A second call after the end does nothing."""
+    """Trains, or resumes. A second call after the end does nothing."""
     for name, least in {"steps": 1, "envs": 1, "rollout": 2, "batch": 2, "snapshot_every": 1}.items():
         if getattr(config, name) < least:
             raise ValueError(f"got {name}={getattr(config, name)}; wanted at least {least}")
+    check_outputs(Output("--out", config.out, folder=True))
     config.out.mkdir(parents=True, exist_ok=True)
     _remember(config)
     newest, envs = config.out / "policy.zip", make_envs(config)
     if newest.exists():
         model = PPO.load(newest, envs, device="cpu")
         envs.seed(_seed(config.seed, model.num_timesteps))
-        print(f"goes on after {model.num_timesteps} chunks")
+        print(f"resumes after {model.num_timesteps} chunks")
     else:
         model = PPO(
             "MlpPolicy",
@@ -211,16 +189,22 @@ def train(config: TrainConfig) -> None:
             device="cpu",
         )
         envs.seed(_seed(config.seed, 0))
-        model.view = asdict(config.view)  # type: ignore[attr-defined]  # saved with the model, as all its attributes are
+        cast(Any, model).view = asdict(config.view)  # saved with the model, as all its attributes are
     left = config.steps - model.num_timesteps
-    with tqdm(total=config.steps, initial=model.num_timesteps, unit="chunk", desc=f"ppo in {config.where.env}") as bar:
+    with progress(
+        total=config.steps, initial=model.num_timesteps, unit="chunk", desc=f"ppo in {config.where.env}"
+    ) as bar:
         keeper = Keeper(config, bar)
         if left > 0:
             model.learn(left, callback=keeper, reset_num_timesteps=False)
             keeper.keep()
     envs.close()
     last = [value for _, value in Returns(config.out / "returns.csv").rows[-64:]]
-    print(f"return of the last {len(last)} training episodes: {np.mean(last):+.3f}" if last else "no training episode has ended")
+    print(
+        f"return of the last {len(last)} training episodes: {np.mean(last):+.3f}"
+        if last
+        else "no training episode has ended"
+    )
     print(f"wrote {newest}")
 
 
@@ -234,22 +218,17 @@ def _remember(config: TrainConfig) -> None:
     path, now = config.out / "config.json", plain(config)
     if path.exists():
         before = json.loads(path.read_text())["config"]
-        if differing := sorted(key for key in now if key not in ("steps", "out") and now[key] != before.get(key)):
+        if differing := sorted(
+            key for key in now if key not in ("steps", "out") and now[key] != before.get(key)
+        ):
             key = differing[0]
             raise ValueError(
-                f"got {key}={now[key]!r}, and {config.out} was begun with {before.get(key)!r}; wanted the same, or another --out"
+                f"got {key}={now[key]!r}, and {config.out} was begun with {before.get(key)!r}; wanted the "
+                "same, or another --out"
             )
-    path.write_text(json.dumps({"config": now, "versions": versions()}, indent=1) + "\n")
+    write_json(path, {"config": now, "versions": versions()})
 
 
 def _save(model: Any, path: Path) -> None:
-    part = path.with_name(f"new-{path.name}")
-    model.save(part)
-    part.replace(path)
-
-
-def _view_of(model: PPO, path: Path | str) -> View:
-    view = getattr(model, "view", None)
-    if not isinstance(view, dict):
-        raise ValueError(f"got {str(path)!r}, a policy that does not say what it sees; wanted one that sana-wm agents train wrote")
-    return View(int(view["side"]), tuple(view["axes"]), tuple(view["entries"]))
+    with replacing(path) as part, part.open("wb") as file:  # by a name it would append .zip
+        model.save(file)

@@ -1,4 +1,4 @@
-"""What a planner wants: from what it imagines to a number per candidate. Larger is better.
+"""Objectives of planners: a value for each imagined candidate. Larger is better.
 
 | name        | what is compared                                                   | what has to be imagined                      |
 |-------------|--------------------------------------------------------------------|----------------------------------------------|
@@ -6,8 +6,9 @@
 | `"frames"`  | the newest imagined frame with the goal image, at four resolutions | frames                                       |
 | `"latents"` | the newest imagined latent with the encoded goal image             | latents, nothing is decoded                  |
 
-The tasks "goal" and "follow" pay by pose. To plan for their rewards is to plan with a map in which the goal is marked, and the world model
-is not asked; it is an upper bound. An agent that plans by frames or latents knows the goal by its picture alone, as the paper's user does.
+The tasks "goal" and "follow" reward poses. Planning for their rewards is planning on a map that shows the
+goal, without the world model: an upper bound. An agent that plans by frames or latents knows the goal by its
+picture alone, as the paper's user does.
 """
 
 from abc import ABC, abstractmethod
@@ -19,36 +20,53 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from sana_wm_env.base import CameraEnv
-from sana_wm_env.imagine import Decode, Imagined
+from sana_wm_env.candidates import Decode, Imagined
 from sana_wm_env.observations import Frames
 
-from .agent import entry, newest_image
+from ..agent import entry, newest_image
 from .imagination import Imagination
 
 OBJECTIVES = ("reward", "frames", "latents")
 CHUNK_COST = 0.01
-"""What a chunk must gain, as a share of the way from the present picture to the goal image, to be worth its time."""
+"""Cost of a chunk, as a share of the difference between the present picture and the goal image."""
 DISCOUNT = 0.97
 """Per chunk: the same reward earlier is better."""
 
 
 class Worth(NamedTuple):
-    """values: (N,), larger is better. chunks: (N,) int, how many of the K chunks to play; what follows would only lead away again."""
+    """values: (N,), larger is better. chunks: (N,) int, how many of the K chunks to play; later ones only
+    lead away again.
+    """
 
     values: NDArray[np.float64]
     chunks: NDArray[np.int64]
 
 
+def find_usable(worth: Worth, env: CameraEnv) -> NDArray[np.bool_]:
+    """Returns which candidates (N,) have a finite value. ValueError if none has."""
+    usable = np.isfinite(worth.values)
+    if not usable.any():
+        raise ValueError(
+            f"got no candidate of {len(usable)} with a finite value; wanted finite rewards of {env.task.name}"
+        )
+    return usable
+
+
 class Objective(ABC):
-    """What candidates are worth."""
+    """The value of candidates."""
+
+    def check(self, observation: Any, env: CameraEnv, imagination: Imagination) -> None:  # noqa: B027
+        """Refuses, with a ValueError, what it can not judge, before anything is imagined."""
 
     @abstractmethod
     def decode(self, env: CameraEnv) -> Decode:
-        """What has to be imagined."""
+        """Returns what has to be decoded."""
 
     @abstractmethod
-    def __call__(self, imagined: Imagined, observation: Any, env: CameraEnv, imagination: Imagination) -> Worth:
-        """What each of N candidates is worth."""
+    def __call__(
+        self, imagined: Imagined, observation: Any, env: CameraEnv, imagination: Imagination
+    ) -> Worth:
+        """Returns the value of each of N candidates."""
 
 
 class RewardObjective(Objective):
@@ -58,7 +76,9 @@ class RewardObjective(Objective):
         """Poses, where the task looks at nothing else."""
         return "latents" if env.task.uses_frames else "poses"
 
-    def __call__(self, imagined: Imagined, observation: Any, env: CameraEnv, imagination: Imagination) -> Worth:
+    def __call__(
+        self, imagined: Imagined, observation: Any, env: CameraEnv, imagination: Imagination
+    ) -> Worth:
         """All chunks, or those up to the end of the episode."""
         chunks = imagined.rewards.shape[1]
         values = imagined.rewards @ DISCOUNT ** np.arange(chunks)
@@ -66,7 +86,7 @@ class RewardObjective(Objective):
 
 
 class GoalImageObjective(Objective):
-    """How much of the difference between present picture and goal image is gone after the best chunk.
+    """The share of the difference between present picture and goal image that is gone after the best chunk.
 
     Args:
         space: "frames" or "latents".
@@ -75,11 +95,19 @@ class GoalImageObjective(Objective):
     def __init__(self, space: str):
         self.space = space
 
+    def check(self, observation: Any, env: CameraEnv, imagination: Imagination) -> None:
+        """ValueError without a goal image, or without a model where latents are compared."""
+        entry(observation, "goal_image")
+        if self.space == "latents":
+            imagination.encode(env, newest_image(observation))
+
     def decode(self, env: CameraEnv) -> Decode:
         """The newest frame, or nothing."""
         return "last" if self.space == "frames" else "latents"
 
-    def __call__(self, imagined: Imagined, observation: Any, env: CameraEnv, imagination: Imagination) -> Worth:
+    def __call__(
+        self, imagined: Imagined, observation: Any, env: CameraEnv, imagination: Imagination
+    ) -> Worth:
         """Shares of the difference, less `CHUNK_COST` per chunk."""
         _, goal = entry(observation, "goal_image")
         present = newest_image(observation)
@@ -88,26 +116,18 @@ class GoalImageObjective(Objective):
             distance, start = picture_distance(imagined.frames, goal), picture_distance(present, goal)
         else:
             assert imagined.latents is not None
-            target, before = self._encoded(goal, env, imagination), self._encoded(present, env, imagination)
+            target, before = imagination.encode(env, goal), imagination.encode(env, present)
             distance = np.square(imagined.latents[:, :, :, -1] - target).mean((2, 3, 4))
             start = np.square(before - target).mean()
         gained = 1 - distance / max(float(start), 1e-9)
         worth = gained - CHUNK_COST * np.arange(1, distance.shape[1] + 1)
         return Worth(worth.max(1), worth.argmax(1) + 1)
 
-    @staticmethod
-    def _encoded(image: Frames, env: CameraEnv, imagination: Imagination) -> NDArray[np.float32]:
-        """uint8 (H, W, 3) -> its latent (C, h, w)."""
-        model = imagination.model(env)
-        if model is None:
-            raise ValueError('got the objective "latents" and no model to encode the goal image; wanted the objective "frames"')
-        return model.encode(torch.from_numpy(image)[None, None])[0, :, 0].float().cpu().numpy()
-
 
 def picture_distance(pictures: Frames, goal: Frames, levels: int = 4) -> NDArray[np.float64]:
     """Mean squared difference of colours (0 to 1), at full, half, quarter, ... resolution, averaged.
 
-    Coarse levels tell from afar which way to go, fine ones where to stop.
+    Coarse levels give the direction from afar, fine ones the place to stop.
 
     Args:
         pictures: uint8 (..., H, W, 3).
@@ -127,7 +147,7 @@ def picture_distance(pictures: Frames, goal: Frames, levels: int = 4) -> NDArray
 
 
 def make_objective(name: str) -> Objective:
-    """The objective of that name. ValueError for another."""
+    """Makes the objective of that name. ValueError for an unknown one."""
     if name not in OBJECTIVES:
         raise ValueError(f"got the objective {name!r}; wanted one of {', '.join(OBJECTIVES)}")
     return RewardObjective() if name == "reward" else GoalImageObjective(name)

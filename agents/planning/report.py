@@ -1,15 +1,15 @@
-"""What planning with a world model is worth: `sana-wm agents planning`.
+"""Measures planning with a world model: `sana-wm agents planning`.
 
 Each agent plays the same rooms and goals in up to three settings:
 
 | setting | plans in                                        | acts in   | says                                        |
 |---------|-------------------------------------------------|-----------|---------------------------------------------|
 | `model` | the world model                                 | the model | whether search and objective work           |
-| `mixed` | the model, from a true frame every few chunks   | the truth | what the model is worth to who acts in truth |
+| `mixed` | the model, from a true frame every few chunks   | the truth | the worth of the model for acting in truth  |
 | `truth` | copies of the truth                             | the truth | upper bound: a perfect model                |
 
-Planners are told their objective: with "reward" they know where the goal lies (by pose, no network runs), with "frames" or "latents" they
-see its picture and nothing else.
+Planners are told their objective: with "reward" they know where the goal lies (by pose, no network runs),
+with "frames" or "latents" they see its picture and nothing else.
 """
 
 from __future__ import annotations
@@ -20,12 +20,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from tqdm import tqdm
 
+from sana_wm_env.evaluation.report import Notebook, plain, versions
+from sana_wm_env.files import write_json
 from sana_wm_env.model.world import WorldModel
+from sana_wm_env.outputs import Output, check_outputs
+from sana_wm_env.progress import progress
 
-from .choose import PLANNERS, AgentConfig, AgentName, EnvConfig
-from .evaluate import Notebook, measure, plain, summarise, table, versions, write_report
+from ..agent import unwrapped
+from ..choose import PLANNERS, AgentConfig, AgentName, EnvConfig
+from ..evaluate import play_episodes, summarise, table
 from .imagination import OwnImagination, TrueImagination
 from .planner import PlannerConfig
 
@@ -34,7 +38,7 @@ Setting = Literal["model", "mixed", "truth"]
 
 @dataclass(frozen=True)
 class PlanningConfig:
-    """What is measured, and where the report goes."""
+    """Agents and settings to measure, and the file of the report."""
 
     agents: tuple[AgentName, ...] = ("random", "still", "go-to-goal", "cem", "mppi")
     objectives: tuple[Literal["reward", "frames", "latents"], ...] = ("reward", "frames")
@@ -58,7 +62,7 @@ class PlanningConfig:
     imagined_iterations: int = 3
     """in place of --iterations, of the objectives that imagine"""
     speed_candidates: int = 8
-    """for the speed of imagining so many together against one after the other; 0 to leave it out"""
+    """candidates that are imagined together and one after the other, for their speed; 0 to leave it out"""
     json: Path | None = None
     """the report; episodes that are done are kept in FILE.part until all are"""
 
@@ -80,17 +84,21 @@ class Row:
 
 
 def rows(config: PlanningConfig) -> list[Row]:
-    """All that is asked for and makes sense."""
-    found = []
-    imagining = replace(config.planner, candidates=config.imagined_candidates, iterations=config.imagined_iterations)
+    """Lists the rows that are asked for and possible."""
+    report_rows = []
+    imagining = replace(
+        config.planner, candidates=config.imagined_candidates, iterations=config.imagined_iterations
+    )
     for setting in config.settings:
         name = f"SanaWM-{'' if setting == 'model' else 'Rooms'}{config.task.title()}-v0"
         where = EnvConfig(env=name, chunks=config.chunks, world=config.world, device=config.device)
         for agent in config.agents:
             if agent == "ppo":
-                raise ValueError("got the agent ppo; wanted scripts and planners: sana-wm agents transfer is for policies")
+                raise ValueError(
+                    "got the agent ppo; wanted scripts and planners: sana-wm agents transfer is for policies"
+                )
             if agent not in PLANNERS:
-                found += [Row(setting, AgentConfig(agent=agent), where)] if setting != "mixed" else []
+                report_rows += [Row(setting, AgentConfig(agent=agent), where)] if setting != "mixed" else []
                 continue
             for objective in config.objectives:
                 if objective == "latents" and setting == "truth":
@@ -102,15 +110,21 @@ def rows(config: PlanningConfig) -> list[Row]:
                     planner=config.planner if objective == "reward" else imagining,
                 )
                 anchors = config.anchor_every if setting == "mixed" else (1,)
-                found += [Row(setting, replace(who, anchor_every=every), where) for every in anchors]
-    return found
+                report_rows += [Row(setting, replace(who, anchor_every=every), where) for every in anchors]
+    return report_rows
 
 
 def speed(config: PlanningConfig) -> dict[str, Any]:
-    """Seconds of one chunk of some candidates, in one forward and one after the other, in one run on this machine."""
-    env: Any = EnvConfig(env="SanaWM-v0", chunks=config.chunks, world=config.world, device=config.device).make().unwrapped
+    """Measures the seconds of one chunk of some candidates, in one forward and one after the other."""
+    env: Any = (
+        EnvConfig(env="SanaWM-v0", chunks=config.chunks, world=config.world, device=config.device)
+        .make()
+        .unwrapped
+    )
     env.reset(seed=config.seed)
-    actions = np.random.default_rng(config.seed).uniform(-1, 1, (config.speed_candidates, 1, 6)).astype(np.float32)
+    actions = (
+        np.random.default_rng(config.seed).uniform(-1, 1, (config.speed_candidates, 1, 6)).astype(np.float32)
+    )
     seconds: dict[str, list[float]] = {"together": [], "one_by_one": []}
     for _ in range(2):  # alternately, and the better of two, because other work on a machine comes and goes
         for name, imagination in (("together", OwnImagination()), ("one_by_one", TrueImagination())):
@@ -118,25 +132,33 @@ def speed(config: PlanningConfig) -> dict[str, Any]:
             imagination(env, actions, "last")
             seconds[name].append(time.perf_counter() - began)
     best = {name: min(values) for name, values in seconds.items()}
-    return {"candidates": config.speed_candidates, "seconds": best, "speed_up": best["one_by_one"] / best["together"]}
+    return {
+        "candidates": config.speed_candidates,
+        "seconds": best,
+        "speed_up": best["one_by_one"] / best["together"],
+    }
 
 
 def run(config: PlanningConfig) -> None:
     """Plays all rows, prints the table, writes the report."""
     if config.episodes < 1 or config.seed < 0:
-        raise ValueError(f"got episodes={config.episodes}, seed={config.seed}; wanted at least 1 episode and a seed of 0 or more")
+        raise ValueError(
+            f"got episodes={config.episodes}, seed={config.seed}; wanted at least 1 episode "
+            "and a seed of 0 or more"
+        )
+    check_outputs(Output("--json", config.json, (".json",)))
     asked, seeds = rows(config), range(config.seed, config.seed + config.episodes)
     notebook = Notebook(config.json, plain(config))
     world = None
     records = {}
-    with tqdm(total=len(asked) * config.episodes, unit="episode") as bar:
+    with progress(total=len(asked) * config.episodes, unit="episode") as bar:
         for row in asked:
             bar.set_description(row.name)
             if row.setting == "mixed" and world is None:
                 world = WorldModel.load(config.world, config.device)
             env = row.where.make()
-            agent = row.who.make(env.unwrapped, row.where, world)  # type: ignore[arg-type]  # of this package, so a CameraEnv
-            records[row.name] = measure(agent, env, seeds, notebook, row.name, bar)
+            agent = row.who.make(unwrapped(env), row.where, world)
+            records[row.name] = play_episodes(agent, env, seeds, notebook, row.name, bar)
             env.close()
     summaries = {name: summarise(each) for name, each in records.items()}
     print(table(summaries))
@@ -144,8 +166,11 @@ def run(config: PlanningConfig) -> None:
     if config.speed_candidates:
         report["imagine"] = speed(config)
         figures = report["imagine"]
-        print(f"{figures['candidates']} candidates together are imagined {figures['speed_up']:.2f} times as fast as one after the other")
+        print(
+            f"{figures['candidates']} candidates together are imagined {figures['speed_up']:.2f} times as "
+            "fast as one after the other"
+        )
     if config.json is not None:
-        write_report(config.json, report)
+        write_json(config.json, report)
         print(f"wrote {config.json}")
     notebook.close()

@@ -1,7 +1,9 @@
-"""Solvers of stable-worldmodel (0.1.1, extra `swm`) that plan in this package's imaginations: CEM, iCEM, MPPI, predictive sampling.
+"""Solvers of stable-worldmodel (0.1.1, extra `swm`) that plan in this package's imaginations: CEM, iCEM,
+MPPI, predictive sampling.
 
-Their solvers ask a world model for one thing, its protocol `Costable`: what would these sequences of actions cost? `CostableWorld` answers,
-`SolverAgent` plays what comes out. Solvers that follow gradients (`GradientSolver`, `PGDSolver`) find none here.
+Their solvers need one method of a world model, the protocol `Costable`: the costs of sequences of actions.
+`CostableWorld` has it, `SolverAgent` plays the result. Solvers that follow gradients (`GradientSolver`,
+`PGDSolver`) find none here.
 """
 
 from __future__ import annotations
@@ -10,15 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from gymnasium.spaces import Box
 from torch import Tensor
 
 from sana_wm_env.base import CameraEnv
 
-from .agent import WALK, Action, Agent, steer
+from ..agent import WALK, Action, Agent, steer, unwrapped
 from .imagination import Imagination, OwnImagination
-from .objectives import Objective, make_objective
+from .objectives import Objective, find_usable, make_objective
 
 
 class CostableWorld:
@@ -38,31 +41,38 @@ class CostableWorld:
         imagination: Imagination | None = None,
         axes: tuple[int, ...] = WALK,
     ):
-        self.env, self.axes = env, axes
+        self.env, self.axes = unwrapped(env), axes
         self.objective = make_objective(objective) if isinstance(objective, str) else objective
         self.imagination = OwnImagination() if imagination is None else imagination
         self._observation: Any = None
 
     def observe(self, observation: Any) -> None:
-        """Takes in what the environment showed last, before each plan."""
-        self.imagination.follow(observation, self.env)
+        """Observes the environment before each plan."""
+        self.objective.check(observation, self.env, self.imagination)
+        self.imagination.observe(observation, self.env)
         self._observation = observation
 
     def get_cost(self, info_dict: dict[str, Any], action_candidates: Tensor) -> Tensor:
-        """Costs (1, S) of S candidates.
+        """Costs (1, S) of S candidates; infinite for one whose value is NaN or infinite.
 
         Args:
-            info_dict: not read; what there is to know was observed.
+            info_dict: not read; `observe` has the observation.
             action_candidates: (1, S, H, axes): H chunks each, cut to [-1, 1].
 
         Raises:
-            ValueError: more than one environment.
+            ValueError: more than one environment, or no candidate with a finite value.
         """
         if action_candidates.ndim != 4 or len(action_candidates) != 1:
-            raise ValueError(f"got candidates {tuple(action_candidates.shape)}; wanted (1, S, H, A): one environment has one CostableWorld")
-        imagined = self.imagination(self.env, self.actions(action_candidates[0]), self.objective.decode(self.env))
+            raise ValueError(
+                f"got candidates {tuple(action_candidates.shape)}; wanted (1, S, H, A): one environment has "
+                "one CostableWorld"
+            )
+        imagined = self.imagination(
+            self.env, self.actions(action_candidates[0]), self.objective.decode(self.env)
+        )
         worth = self.objective(imagined, self._observation, self.env, self.imagination)
-        return -torch.from_numpy(worth.values)[None].to(action_candidates)
+        costs = np.where(find_usable(worth, self.env), -worth.values, np.inf)  # NaN would win, or spread
+        return torch.from_numpy(costs)[None].to(action_candidates)
 
     criterion = get_cost  # the protocol has both
 
@@ -72,10 +82,10 @@ class CostableWorld:
 
 
 class Solver(Protocol):
-    """What is used of a solver of stable-worldmodel."""
+    """The methods of stable-worldmodel's solvers that are used here."""
 
     def configure(self, *, action_space: Any, n_envs: int, config: Any) -> None:
-        """Told once what it plans for."""
+        """Sets, once, what the solver plans for."""
 
     def solve(self, info_dict: dict, init_action: Tensor | None = None) -> dict:
         """Finds `actions` (environments, H, axes)."""
@@ -84,17 +94,18 @@ class Solver(Protocol):
 
 @dataclass(frozen=True)
 class Horizon:
-    """What solvers read of stable-worldmodel's `PlanConfig`; one action is one chunk."""
+    """The part of stable-worldmodel's `PlanConfig` that solvers read; one action is one chunk."""
 
     horizon: int
     action_block: int = 1
 
 
 class SolverAgent(Agent):
-    """Plans anew before every chunk, beginning with the rest of the last plan, and does its first action.
+    """Replans before every chunk, with a warm start from the last plan, and does its first action.
 
     Args:
-        make_solver: from a `CostableWorld` to the solver, such as `lambda world: CEMSolver(world, num_samples=64, n_steps=4, topk=8)`.
+        make_solver: from a `CostableWorld` to the solver, such as `lambda world: CEMSolver(world,
+            num_samples=64, n_steps=4, topk=8)`.
         horizon: chunks that a plan looks ahead.
         objective: see `CostableWorld`.
         imagination: see `CostableWorld`.
@@ -114,18 +125,21 @@ class SolverAgent(Agent):
         self.reset()
 
     def reset(self, seed: int | None = None) -> None:
-        """Forgets the last episode. A solver draws from a generator of its own, which goes on."""
+        """Forgets the last episode. A solver draws from a generator of its own, which is not reset."""
         self.imagination.reset(seed)
-        self._rest: Tensor | None = None
+        self._warm_start: Tensor | None = None
         self._solver: Solver | None = None
 
     def act(self, observation: Any, env: CameraEnv) -> Action:
-        """The first action of the best plan that the solver finds."""
+        """Returns the first action of the best plan that the solver finds."""
+        env = unwrapped(env)
         if self._solver is None:
             self._world = CostableWorld(env, self.objective, self.imagination, self.axes)
             self._solver = self.make_solver(self._world)
-            self._solver.configure(action_space=Box(-1, 1, (1, len(self.axes))), n_envs=1, config=Horizon(self.horizon))
+            self._solver.configure(
+                action_space=Box(-1, 1, (1, len(self.axes))), n_envs=1, config=Horizon(self.horizon)
+            )
         self._world.observe(observation)
-        plan = self._solver.solve({"chunk": torch.zeros(1)}, self._rest)["actions"].cpu()
-        self._rest = plan[:, 1:]
+        plan = self._solver.solve({"chunk": torch.zeros(1)}, self._warm_start)["actions"].cpu()
+        self._warm_start = plan[:, 1:].clamp(-1, 1)  # costs were those of clamped candidates
         return self._world.actions(plan[0, 0])

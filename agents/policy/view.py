@@ -1,7 +1,7 @@
-"""What a small policy sees of an observation, and which axes of the camera it moves.
+"""The view of a small policy: what it sees of an observation, and which axes of the camera it moves.
 
-Thumbnails and poses in one row of numbers: a network of two small layers learns from them within some thousand chunks, which is what an
-imagined world affords on a CPU.
+Thumbnails and poses in one vector: a network of two small layers learns from them within some thousand
+chunks, as many as an imagined world affords on a CPU.
 """
 
 from dataclasses import dataclass
@@ -15,19 +15,21 @@ from numpy.typing import NDArray
 
 from sana_wm_env.base import CameraEnv
 
-from .agent import WALK, Action, steer
+from ..agent import WALK, Action, steer
 
 
 @dataclass(frozen=True)
 class View:
-    """What a policy sees and moves."""
+    """The input of a policy, and the axes that it moves."""
 
     side: int = 8
     """pixels along each side of the thumbnails"""
     axes: tuple[int, ...] = WALK
-    """what moves: 0 right, 1 down, 2 forward, 3 look up, 4 turn right, 5 roll"""
+    """axes that move: 0 right, 1 down, 2 forward, 3 look up, 4 turn right, 5 roll"""
     entries: tuple[str, ...] = ()
-    """entries of the observation that are shown; none given: all but the intrinsics and the pose since the first frame"""
+    """entries of the observation that are shown; none given: all but the intrinsics and the pose since the
+    first frame
+    """
 
     def space(self, seen: gym.spaces.Dict) -> gym.spaces.Box:
         """The space of `see`, for observations in `seen`.
@@ -40,13 +42,17 @@ class View:
         return gym.spaces.Box(-high, high, dtype=np.float32)
 
     def see(self, observation: dict[str, Any]) -> NDArray[np.float32]:
-        """Dict observations of any leading axes -> float32 (..., n): pictures as thumbnails from -1 to 1, poses as they are."""
+        """Dict observations of any leading axes -> float32 (..., n): pictures as thumbnails from -1 to 1,
+        poses as they are.
+        """
         parts = []
         for name in self._shown(observation):
             value = np.asarray(observation[name])
             if value.dtype == np.uint8:
                 pixels = torch.from_numpy(value).movedim(-1, -3).float() / 127.5 - 1
-                small = F.adaptive_avg_pool2d(pixels.reshape(-1, *pixels.shape[-3:]), self.side)  # (N, 3, side, side)
+                small = F.adaptive_avg_pool2d(
+                    pixels.reshape(-1, *pixels.shape[-3:]), self.side
+                )  # (N, 3, side, side)
                 value = small.numpy().reshape(*value.shape[:-3], -1)
             parts.append(value.astype(np.float32))
         return np.concatenate(parts, axis=-1)
@@ -61,7 +67,9 @@ class View:
 
     def _shown(self, given: Any) -> list[str]:
         if missing := sorted({*self.entries} - {*given}):
-            raise ValueError(f"got a view of {missing[0]!r}; wanted entries of the observation: {', '.join(sorted(given))}")
+            raise ValueError(
+                f"got a view of {missing[0]!r}; wanted entries of the observation: {', '.join(sorted(given))}"
+            )
         return [name for name in sorted(given) if name in (self.entries or {*given} - {"intrinsics", "pose"})]
 
     def _limit(self, space: Any) -> NDArray[np.float32]:

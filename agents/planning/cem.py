@@ -1,4 +1,4 @@
-"""The cross-entropy method (Rubinstein 1999): draw the next candidates where the best of the last ones lie."""
+"""The cross-entropy method (Rubinstein 1999): fit the next candidates to the best of the last ones."""
 
 import numpy as np
 
@@ -13,10 +13,10 @@ class CEMAgent(Planner):
     """Mean and standard deviation of the best `elites` of the candidates.
 
     Args:
-        config: how much is tried out.
+        config: size of the search.
         objective: see `Planner`.
         imagination: see `Planner`.
-        elites: share of the candidates, of which there are two at least.
+        elites: share of the candidates; at least two are taken.
     """
 
     def __init__(

@@ -1,4 +1,6 @@
-"""Model predictive path integral control (Williams et al. 2015), with a spread that adapts as in TD-MPC2 (Hansen et al. 2024)."""
+"""Model predictive path integral control (Williams et al. 2015), with a spread that adapts as in TD-MPC2
+(Hansen et al. 2024).
+"""
 
 import numpy as np
 
@@ -13,11 +15,11 @@ class MPPIAgent(Planner):
     """Mean and standard deviation of all candidates, the better ones with exponentially more weight.
 
     Args:
-        config: how much is tried out.
+        config: size of the search.
         objective: see `Planner`.
         imagination: see `Planner`.
-        temperature: how much better a candidate must be to weigh e times as much, in standard deviations of the values: so that it means
-            the same for metres and for pictures.
+        temperature: in standard deviations of the values, so that it means the same for metres and for
+            pictures: a candidate that is better by it weighs e times as much.
     """
 
     def __init__(

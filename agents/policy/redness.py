@@ -1,4 +1,6 @@
-"""A task whose reward is seen in the picture, so that a policy has to look: turn and walk towards what is red."""
+"""A task whose reward is seen in the picture, so that a policy has to look: turn and walk towards what is
+red.
+"""
 
 from dataclasses import dataclass
 
@@ -12,9 +14,10 @@ from sana_wm_env.tasks import Goal, Moment, Opening, Task, Verdict
 class RednessTask(Task):
     """Make the picture redder: a step is worth `scale` times what the newest frame's redness has gained.
 
-    Redness is red minus the mean of green and blue, averaged over the frame, from -1 to 1. An episode's return is `scale` times the
-    redness of its last frame less that of its first, in the world that shows them: imagined frames in an imagined world, true ones in the
-    exact rooms. Which way is red differs from room to room.
+    Redness is red minus the mean of green and blue, averaged over the frame, from -1 to 1. An episode's
+    return is `scale` times the redness of its last frame less that of its first, in the world that shows
+    them: imagined frames in an imagined world, true ones in the exact rooms. Which way is red differs from
+    room to room.
     """
 
     scale: float = 10.0
@@ -26,7 +29,7 @@ class RednessTask(Task):
         return {"redness": np.array(redness(opening.frame))}
 
     def judge(self, goal: Goal, moment: Moment) -> Verdict:
-        """What was gained; never ends."""
+        """Rewards the gain; never ends."""
         now = redness(moment.frames[-1])
         return Verdict(self.scale * (now - float(goal["redness"])), False, {"redness": np.array(now)})
 
