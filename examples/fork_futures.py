@@ -1,4 +1,5 @@
-"""One present, eight futures, one picture: branch an imagined world and let each branch go another way. Takes some seconds on a CPU.
+"""One present, eight futures, one picture: branch an imagined world and let each branch go another way. Takes
+some seconds on a CPU.
 
 python examples/fork_futures.py [WORLD]
 """
@@ -10,13 +11,17 @@ import gymnasium as gym
 import numpy as np
 
 import sana_wm_env  # noqa: F401  # registers the environments
-from sana_wm_env.evaluation.contact_sheet import contact_sheet
+from sana_wm_env.contact_sheet import contact_sheet
 
-world = sys.argv[1] if len(sys.argv) > 1 else "rooms"  # a bundled world's name, or the folder of one you trained
+world = (
+    sys.argv[1] if len(sys.argv) > 1 else "tiny-rooms"
+)  # a bundled world's name, or the folder of one you trained
 
 env = gym.make("SanaWM-v0", world=world, obs_mode="last")
 env.reset(seed=7)
-present, *_ = env.step(np.float32([0, 0, 0.5, 0, 0, 0]))  # half a chunk's way forward: the past that all futures share
+present, *_ = env.step(
+    np.float32([0, 0, 0.5, 0, 0, 0])
+)  # half a chunk's way forward: the past that all futures share
 
 # (right, down, forward, look up, turn right, roll clockwise), each from -1 to 1.
 futures = {
@@ -42,8 +47,14 @@ rows = list(np.array(pictures).swapaxes(0, 1))  # one row per moment, one column
 Path("out").mkdir(exist_ok=True)
 contact_sheet(rows, ["present", "1.5 s later", "3 s later"], list(futures)).save("out/fork_futures.png")
 
-same, *_ = env.step(np.zeros(6, np.float32))  # the present has not moved: its own next step is that of the branch that stays
-print("the branch that stays differs from the trunk by", np.abs(same.astype(int) - pictures[0][1]).max(), "grey levels")
+same, *_ = env.step(
+    np.zeros(6, np.float32)
+)  # the present has not moved: its own next step is that of the branch that stays
+print(
+    "the branch that stays differs from the trunk by",
+    np.abs(same.astype(int) - pictures[0][1]).max(),
+    "grey levels",
+)
 branches.close()
 env.close()
 print("wrote out/fork_futures.png")

@@ -1,4 +1,5 @@
-"""Find the place from which a picture was taken: a task, its reward, and two agents. Takes some seconds on a CPU.
+"""Find the place from which a picture was taken: a task, its reward, and two agents. Takes some seconds on a
+CPU.
 
 python examples/goal_task.py [WORLD]
 """
@@ -12,11 +13,14 @@ from PIL import Image
 
 import sana_wm_env  # noqa: F401  # registers the environments
 from sana_wm_env.camera import step_twists
-from sana_wm_env.evaluation.contact_sheet import side_by_side
+from sana_wm_env.contact_sheet import side_by_side
 
-world = sys.argv[1] if len(sys.argv) > 1 else "rooms"  # a bundled world's name, or the folder of one you trained
+world = (
+    sys.argv[1] if len(sys.argv) > 1 else "tiny-rooms"
+)  # a bundled world's name, or the folder of one you trained
 
-# The observation is a dict: the newest frame and the camera's pose, the goal image and the goal's pose as seen from the camera.
+# The observation is a dict: the newest frame and the camera's pose, the goal image and the goal's pose as
+# seen from the camera.
 env = gym.make("SanaWM-Goal-v0", world=world)
 print("observation:", {key: space.shape for key, space in env.observation_space.items()})
 limits = np.repeat([env.unwrapped.max_translation_m, env.unwrapped.max_rotation_rad], 3)
@@ -44,9 +48,14 @@ for agent in (at_random, straight_there):
         obs, reward, terminated, truncated, info = env.step(agent(obs))
         total += reward
     outcome = "arrived" if info["is_success"] else "gave up"
-    print(f"{agent.__name__}: {outcome} after {info['chunk_index']} chunks, {info['distance_m']:.2f} m away; return {total:+.2f}")
+    print(
+        f"{agent.__name__}: {outcome} after {info['chunk_index']} chunks, {info['distance_m']:.2f} m away; "
+        f"return {total:+.2f}"
+    )
 
 Path("out").mkdir(exist_ok=True)
-Image.fromarray(side_by_side([obs["image"][None], obs["goal_image"][None]], ("arrived", "goal"))[0]).save("out/goal_task.png")
+Image.fromarray(side_by_side([obs["image"][None], obs["goal_image"][None]], ("arrived", "goal"))[0]).save(
+    "out/goal_task.png"
+)
 env.close()
 print("wrote out/goal_task.png")

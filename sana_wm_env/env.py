@@ -1,29 +1,47 @@
-"""`SanaWM-v0`: one imagined world. Read next: `episode.py`, the rules of a step, and `model/world.py`, which imagines it."""
+"""`SanaWM-v0`: one imagined world. Read next: `episode.py`, the rules of a step, and `model/world.py`, which
+imagines it.
+"""
 
-from collections.abc import Callable
-from copy import deepcopy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 
+from sana_wm_env.model.base import check_offload as check_places
+from sana_wm_env.model.codecs.refiner import find_refiner
 from sana_wm_env.model.kernels.formats import Precision
 from sana_wm_env.model.quantize import check_precision
-from sana_wm_env.model.storage.checkpoint import check_variant, load_config, resolve_world
+from sana_wm_env.model.storage.worlds import check_variant, label_world, load_config, resolve_world
 from sana_wm_env.model.world import WorldModel, WorldState
 
 from .base import CameraEnv
-from .camera import CHUNK_FRAMES, Array
+from .base_vector import MOST_SLOTS
+from .camera import Array
 from .episode import Episode, Seeds
 from .first_frame import FirstFrame
-from .imagine import Decode, Imagined, episode_of, imagine, state_of, with_own_noise
+from .imagine import (
+    Decode,
+    Imagined,
+    check_is_state,
+    encode_image,
+    episode_of,
+    imagine,
+    state_of,
+    to_episode,
+    with_own_noise,
+)
+from .machine import check_device
+from .numbers import to_flag, to_whole
 from .observations import Frames, Observation
-from .rooms.room import check_room_option, choose_room, stands_clear
+from .rooms import check_room_option
+from .rooms.room import choose_room, stands_clear
 from .tasks import Moment, Task
+from .wrappers import restore as restore
 
 if TYPE_CHECKING:
     from .vector import SanaWMVectorEnv
@@ -32,27 +50,31 @@ DTYPES = (None, "float32", "bfloat16")
 
 
 class Wish(NamedTuple):
-    """What an episode in a drawn room asks for: a room as in `choose_room`, and a prompt in place of the room's caption."""
+    """Wish for an episode in a drawn room: a room as in `choose_room`, and a prompt in place of the room's
+    caption.
+    """
 
     room: int | str | None
     prompt: str | None
 
 
-class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
+class SanaWMEnv(CameraEnv):
     """A world that a video model imagines while you move a camera through it.
 
     ## Description
 
-    One `step` moves the camera for one chunk: 3 latent frames,
-    24 RGB frames, 1.5 seconds at 16 frames per second. The model is SANA-WM ([arXiv:2605.15178](https://arxiv.org/abs/2605.15178));
-    the world that is bundled with this package is a small one, trained on procedural rooms, that runs on a CPU.
+    One `step` moves the camera for one chunk: 3 latent frames, 24 RGB frames, 1.5 seconds at 16 frames per
+    second. The model is SANA-WM ([arXiv:2605.15178](https://arxiv.org/abs/2605.15178)); the world that is
+    bundled with this package, `tiny-rooms`, was trained on procedural rooms and runs on a CPU.
 
-    `SanaWM-Rooms-v0` renders those rooms exactly: reset with the same seed it starts from the same first frame.
+    `SanaWM-Rooms-v0` renders those rooms exactly, in place of imagining them: reset with the same seed it
+    starts from the same first frame.
 
     ## Action Space
 
-    `Box(-1, 1, (6,), float32)`: the body twist of the chunk. The camera moves with constant velocity in its own frame: frame i of the
-    24 has the pose `c2w @ exp(i / 24 * twist)`. Axes are OpenCV's: x right, y down, z forward. A zero action keeps the pose exactly.
+    `Box(-1, 1, (6,), float32)`: the body twist of the chunk. The camera moves with constant velocity in its
+    own frame: frame i of the 24 has the pose `c2w @ exp(i / 24 * twist)`. Axes are OpenCV's: x right, y down,
+    z forward. A zero action keeps the pose exactly.
 
     | Num | Action        | 1 stands for                       |
     |-----|---------------|------------------------------------|
@@ -63,17 +85,19 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
     | 4   | turn right    | `max_rotation_rad` radians         |
     | 5   | roll clockwise | `max_rotation_rad` radians        |
 
-    Metres are nominal: as metric as the poses that the world was trained with. An action outside the box is refused, not clipped.
+    Metres are nominal: as metric as the poses that the world was trained with. An action outside the box is
+    refused, not clipped.
 
-    That is `action_mode="chunk"`. `"per_latent"`, `Box(-1, 1, (18,))`, steers each third of the chunk, 8 frames, and `"per_frame"`,
-    `Box(-1, 1, (144,))`, each frame: such rows one after the other, in which 1 stands for a third and a 24th of the limits above, so
-    that the largest speed is the same. `sana_wm_env.actions` makes actions from velocities and from paths of poses;
-    `sana_wm_env.DiscreteKeys` has nine keys instead.
+    That is `action_mode="chunk"`. `"per_latent"`, `Box(-1, 1, (18,))`, steers each third of the chunk, 8
+    frames, and `"per_frame"`, `Box(-1, 1, (144,))`, each frame: such rows one after the other, in which 1
+    stands for a third and a 24th of the limits above, so that the largest speed is the same.
+    `sana_wm_env.actions` makes actions from velocities and from paths of poses; `sana_wm_env.DiscreteKeys`
+    has nine keys instead.
 
     ## Observation Space
 
-    `obs_mode="chunk"`: `uint8 (24, H, W, 3)`, every new frame in order. At reset the first frame fills the chunk.
-    `obs_mode="last"`: `uint8 (H, W, 3)`, the newest frame, which is what image policies expect.
+    `obs_mode="chunk"`: `uint8 (24, H, W, 3)`, every new frame in order. At reset the first frame fills the
+    chunk. `obs_mode="last"`: `uint8 (H, W, 3)`, the newest frame, which is what image policies expect.
     `obs_mode="dict"`: a `Dict` one level deep, which is what multi-input policies expect:
 
     | Key           | Space               | Meaning                                                                                |
@@ -93,14 +117,15 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
     | `intrinsics_px` | float64 (3, 3)     | in pixels of the observed frames                                    |
     | `n_new_frames`  | int                | 1 at reset, then 24; joining the new ones gives the whole video     |
     | `chunk_index`   | int                | chunks since the reset                                              |
-    | `world`         | str                | name of the world                                                   |
+    | `world`         | str                | name of the world: `"tiny-rooms"` for the bundled one               |
 
-    A task adds keys of its own: "goal" `is_success`, `distance_m`, `angle_rad` and `goal_c2w` (4, 4), "follow" `deviation_m` and
-    `deviation_rad`.
+    A task adds keys of its own: "goal" `is_success`, `distance_m`, `angle_rad` and `goal_c2w` (4, 4),
+    "follow" `deviation_m` and `deviation_rad`.
 
     ## Rewards
 
-    From the task, per chunk; distances are metres plus radians at 1 metre each. `sana_wm_env.tasks` has the details.
+    From the task, per chunk; distances are metres plus radians at 1 metre each. `sana_wm_env.tasks` has the
+    details.
 
     | `task`     | Id                 | Reward of a step                                                                       |
     |------------|--------------------|----------------------------------------------------------------------------------------|
@@ -109,13 +134,15 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
     | `"follow"` | `SanaWM-Follow-v0` | minus the distance from the waypoint of this chunk                                     |
     | a `Task`   |                    | what its `judge` returns                                                               |
 
-    The goal lies at the end of a hidden path of one to three chunks and its image is what the world itself imagines there; the waypoints
-    are those of 40 chunks. Paths are drawn within the limits of an action, and clear of everything solid if the episode starts in a room.
+    The goal lies at the end of a hidden path of one to three chunks and its image is what the world itself
+    imagines there; the waypoints are those of 40 chunks. Paths are drawn within the limits of an action, and
+    clear of everything solid if the episode starts in a room.
 
     ## Starting State
 
-    The world bundled with this package starts at home: in one of the 48 rooms that it was trained in most, at a place drawn by the
-    environment's own generator, with the room's description as the prompt. `reset(options=...)` takes
+    The world bundled with this package starts at home: in one of the 48 rooms that it was trained in most, at
+    a place drawn by the environment's own generator, with the room's description as the prompt.
+    `reset(options=...)` takes
 
     | Option       | Type                      | Meaning                                                                   |
     |--------------|---------------------------|---------------------------------------------------------------------------|
@@ -124,19 +151,23 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
     | `intrinsics` | (4,), (3, 3) or `"moge"`  | fx, fy, cx, cy in pixels of that image, or what estimates them            |
     | `fov_deg`    | float                     | the image's horizontal field of view, in place of `intrinsics`            |
     | `prompt`     | str                       | describes the scene, not the camera                                       |
-    | `state`      | `WorldState`              | a saved session to go on with; no other option beside it                  |
+    | `state`      | `WorldState`              | a saved session to continue; no other option beside it                    |
 
     An unknown option is refused, and so is anything malformed, before anything changes.
 
+    A reset with neither seed nor options begins like the one before, from the same picture, room and prompt:
+    so do automatic resets. `reset(options={..., "keep_options": False})` lets the next one begin anew.
+
     ## Episode End
 
-    The task "goal" terminates on arrival; "free" and "follow" never do. `gymnasium.make` truncates after 40 chunks (one minute).
+    The task "goal" terminates on arrival; "free" and "follow" never do. `gymnasium.make` truncates after 40
+    chunks (one minute).
 
     ## Arguments
 
     | Parameter           | Type  | Default        | Description                                                       |
     |---------------------|-------|----------------|-------------------------------------------------------------------|
-    | `world`             | str   | `"rooms"`      | a bundled world, the folder of a trained one, or a downloaded repository |
+    | `world`             | str   | `"tiny-rooms"` | a bundled world, the folder of a trained one, a downloaded repository, or the address of a `sana-wm serve` |
     | `device`            | str   | `"cpu"`        | where the model runs                                              |
     | `obs_mode`          | str   | `"chunk"`      | `"chunk"`, `"last"` or `"dict"`                                   |
     | `render_mode`       | str   | `None`         | `"rgb_array"` (newest frame) or `"rgb_array_list"` (every frame since the last call) |
@@ -145,16 +176,20 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
     | `action_mode`       | str   | `"chunk"`      | `"chunk"`, `"per_latent"` or `"per_frame"`: pieces that a chunk is steered in |
     | `task`              | str   | `"free"`       | `"free"`, `"goal"`, `"follow"`, or a `sana_wm_env.Task` of your own |
     | `reward_fn`         | function | `None`      | a `sana_wm_env.tasks.Moment` -> float, in place of a task        |
-    | `offload`           | dict  | `None`         | another device for `"autoencoder"` or `"text"`, see `WorldModel.load` |
+    | `offload`           | dict  | `None`         | another device for `"autoencoder"`, `"text"` or `"refiner"`, see `WorldModel.load` |
     | `dtype`             | str   | `None`         | `"float32"` or `"bfloat16"`; `None`: as the world names it, or the faster of both |
     | `precision`         | str   | `None`         | `"fp8"`, `"nvfp4"`, `"mxfp8"`, `"int8"`: quantised; `None`: as the world is stored |
+    | `refiner`           | str   | `None`         | `"auto"`: the world's second stage sharpens what you see; or the folder of one |
 
     ## Vectorized Environment
 
-    `gymnasium.make_vec("SanaWM-v0", num_envs=4)` makes a `SanaWMVectorEnv`: one copy of the weights, one batched forward per step, any
-    autoreset mode (`autoreset_mode="SameStep"`), `reset(options={"reset_mask": mask, "per_slot": [...]})`.
+    `gymnasium.make_vec("SanaWM-v0", num_envs=4)` makes a `SanaWMVectorEnv`: one copy of the weights, one
+    batched forward per step, any autoreset mode (`autoreset_mode="SameStep"`), `reset(options={"reset_mask":
+    mask, "per_slot": [...]})`.
 
-    `env.unwrapped` has `save_state`, `restore_state`, `fork(n)`, `imagine(actions)`: see `sana_wm_env.WorldState` and `restore`.
+    `env.unwrapped` has `save_state`, `restore_state`, `fork(n)`, `imagine(actions)`: see
+    `sana_wm_env.WorldState` and `restore`. The vector environment has them too, `fork` and `imagine` with the
+    `slot` they start from. Pickles and deep copies of a running environment carry on where it is.
 
     ## Version History
 
@@ -169,7 +204,7 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
 
     def __init__(
         self,
-        world: str = "rooms",
+        world: str = "tiny-rooms",
         device: str = "cpu",
         obs_mode: str = "chunk",
         render_mode: str | None = None,
@@ -181,22 +216,26 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
         offload: dict[str, str] | None = None,
         dtype: str | None = None,
         precision: Precision | None = None,
+        refiner: str | None = None,
     ):
-        gym.utils.EzPickle.__init__(
-            self, world, device, obs_mode, render_mode, max_translation_m, max_rotation_rad, action_mode, task, reward_fn, offload, dtype,
-            precision,
-        )  # fmt: skip
         if dtype not in DTYPES:
             raise ValueError(f"got dtype={dtype!r}; wanted one of {', '.join(map(repr, DTYPES))}")
         if precision is not None:
             check_precision(precision)
-        self.model_folder, self.device, self.offload, self.dtype = resolve_world(world), device, offload, dtype
+        self.model_folder = resolve_world(world)
+        self.device = check_device(device)
+        check_offload(offload)
+        self.offload = offload
+        self.dtype = dtype
         self.precision: Precision | None = precision
         config = load_config(self.model_folder)
         check_variant(config, "streaming")
-        self._weights = Weights(self._load)
+        if refiner is not None:
+            find_refiner(self.model_folder, refiner)
+        self.refiner = refiner
+        self._weights = Weights(self.model_folder, device, dtype, offload, precision, refiner)
         super().__init__(
-            world=config.name,
+            world=label_world(self.model_folder, config),
             image_size=config.image_size,
             obs_mode=obs_mode,
             render_mode=render_mode,
@@ -209,14 +248,19 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
 
     # ---- an episode
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
         """Starts an episode. See the class for the options and for what is returned.
 
+        A reset with neither seed nor options begins like the one before: from the same picture or room.
+
         Raises:
-            ValueError: an unknown option or a bad value; the running episode and the random generator stay as they were.
+            ValueError: an unknown option, a bad value or seed; the running episode and the random generator
+                stay as they were.
         """
-        prepared = self.check_options(options)
-        return self.begin(prepared, seed)
+        start = self.choose_start(seed, options)
+        return self.begin(start, seed)
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Moves the camera for one chunk. See the class for what is returned.
@@ -234,35 +278,52 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
         return self.arrive(self.rules.judge(episode, action, frames, c2w, state))
 
     def advance(self, episode: Episode, c2w: Array) -> tuple[Frames, Array, WorldState]:
-        """What the model imagines along c2w (24, 4, 4): frames (24, H, W, 3), the same poses, and the next state. Changes nothing."""
+        """Imagines frames (24, H, W, 3) along c2w (24, 4, 4); returns them, the same poses, and the next
+        state. Changes nothing.
+        """
         frames, state = self.model.step(episode.state, torch.from_numpy(c2w)[None])
         return frames[0].cpu().numpy(), c2w, state
+
+    def advance_each(
+        self, episodes: Sequence[Episode], c2w: Sequence[Array]
+    ) -> list[tuple[Frames, Array, WorldState]]:
+        """`advance` for several episodes in one forward."""
+        states = [episode.state for episode in episodes]
+        advanced = self.model.step_each(states, [torch.from_numpy(path) for path in c2w])
+        return [
+            (frames.cpu().numpy(), path, state) for path, (frames, state) in zip(c2w, advanced, strict=True)
+        ]
 
     # ---- sessions as values
 
     def save_state(self) -> WorldState:
-        """The running session as a value: go on from it with `restore_state`, keep it with `WorldState.save`.
+        """Returns the running session as a value, for `restore_state` and `WorldState.save`.
 
-        It holds no random generator for later resets, no unread frames of `render`, and no step counter: `TimeLimit`, which
-        `gymnasium.make` adds, keeps that one; `sana_wm_env.restore(env, state)` sets it.
+        It holds no random generator for later resets, no unread frames of `render`, and no step counter:
+        `TimeLimit`, which `gymnasium.make` adds, keeps that one; `sana_wm_env.restore(env, state)` sets it.
         """
         return state_of(self.episode)
 
     def restore_state(self, state: WorldState) -> tuple[Observation, dict[str, Any]]:
-        """Goes on from a saved session. Returns what `reset` does: its newest frame fills the chunk, `n_new_frames` is 1.
+        """Continues a saved session. Returns what `reset` does: its newest frame fills the chunk,
+        `n_new_frames` is 1.
 
         Raises:
-            ValueError: more than one session, another world, or another task; the running episode stays.
+            ValueError: more than one session, another world, another task, or what no session can be; the
+                running episode stays.
         """
-        return self.reset(options={"state": state})
+        return self.reset(options={"state": check_is_state(state)})
 
-    def fork(self, n: int, *, independent_noise: bool = False, max_episode_steps: int | None = None) -> "SanaWMVectorEnv":
-        """Environments that go on from the present of this one, which stays as it is. Nothing is copied until they move.
+    def fork(
+        self, n: int, *, independent_noise: bool = False, max_episode_steps: int | None = None
+    ) -> "SanaWMVectorEnv":
+        """Branches this environment into several that continue from its present state; it stays as it is.
+        Nothing is copied until they move.
 
         Args:
             n: branches.
-            independent_noise: by default every branch imagines with the noise that this environment would, so that they differ by their
-                actions alone; True gives each its own.
+            independent_noise: by default every branch imagines with the noise that this environment would, so
+                that they differ by their actions alone; True gives each its own.
             max_episode_steps: chunks since the reset after which a branch is truncated; None for never.
 
         Returns:
@@ -270,34 +331,57 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
         """
         from .vector import SanaWMVectorEnv
 
+        to_whole(n, "n", 1, MOST_SLOTS)
         state = self.save_state().expand(n)
-        state = with_own_noise(state) if independent_noise else state
-        vector = SanaWMVectorEnv(n, template=self, max_episode_steps=max_episode_steps, autoreset_mode="Disabled")
-        for slot, generator in zip(vector.slots, deepcopy(self.np_random).spawn(n), strict=True):
-            slot.np_random = generator
-        vector.restore_state([state[i] for i in range(n)])  # views of one session
+        state = with_own_noise(state) if to_flag(independent_noise, "independent_noise") else state
+        vector = SanaWMVectorEnv(
+            n, template=self, max_episode_steps=max_episode_steps, autoreset_mode="Disabled"
+        )
+        vector.start_from([to_episode(state[i]) for i in range(n)], self.np_random)  # views of one session
         return vector
 
-    def imagine(self, actions: Any, *, decode: Decode = "latents", memory_mib: float = 1024, independent_noise: bool = False) -> Imagined:
-        """What N sequences of K actions would lead to from here. This environment stays as it is, to the last bit.
+    def imagine(
+        self,
+        actions: Any,
+        *,
+        decode: Decode = "latents",
+        memory_mib: float = 1024,
+        independent_noise: bool = False,
+        refine: bool = False,
+    ) -> Imagined:
+        """Imagines where N sequences of K actions would lead from here. This environment stays as it is, to
+        the last bit.
 
         Args:
             actions: (N, K, action size), each as in `step`.
             decode: "latents", "last", "frames" or "poses", see `sana_wm_env.imagine.imagine`.
             memory_mib: how much memory candidates may take beside what is returned.
             independent_noise: as in `fork`.
+            refine: whether frames go through the refiner, where there is one.
 
         Raises:
             ValueError: a bad action; the message names its place. "poses" for a task that looks at frames.
         """
-        options: dict[str, Any] = {"decode": decode, "memory_mib": memory_mib, "independent_noise": independent_noise}
+        options: dict[str, Any] = {
+            "decode": decode,
+            "memory_mib": memory_mib,
+            "independent_noise": independent_noise,
+            "refine": refine,
+        }
         return imagine(self.rules, self.episode, self.model, self.episode.state, actions, **options)
+
+    def encode(self, image: Frames) -> NDArray[np.float32]:
+        """Returns the latent (C, h, w) of a frame, uint8 (H, W, 3): what `imagine` tells of a chunk's last
+        one.
+        """
+        return encode_image(self.model, image)
 
     # ---- pictures and weights: `render` is that of CameraEnv
 
     @property
     def model(self) -> WorldModel:
-        """The weights, loaded at the first reset: making an environment touches no GPU, so that workers can still be forked.
+        """The weights, loaded at the first reset: making an environment touches no GPU, so that workers can
+        still be forked.
 
         Set it to share those of another environment.
         """
@@ -305,49 +389,45 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
 
     @model.setter
     def model(self, model: WorldModel) -> None:
-        self._weights = Weights(lambda: model)
+        self._weights = replace(self._weights)
+        self._weights.__dict__["model"] = model  # where the loaded one would be
 
     def close(self) -> None:
         """Frees weights and episode. A second call does nothing; reset and step refuse afterwards."""
         super().close()
-        self._weights = Weights(self._load)
-
-    def _load(self) -> WorldModel:
-        if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(
-                f"got device={self.device!r}; torch {torch.__version__} sees no CUDA device: use device='cpu', or a CUDA build"
-            )
-        dtype = None if self.dtype is None else getattr(torch, self.dtype)
-        return WorldModel.load(self.model_folder, self.device, dtype, self.offload, precision=self.precision)
+        self._weights = replace(self._weights)  # not loaded
 
     # ---- how an episode begins
 
-    def begin(self, prepared: Any, seed: int | None) -> tuple[Observation, dict[str, Any]]:
-        """The second half of `reset`. A saved session goes on without a draw from the generator."""
-        if not isinstance(prepared, Episode):
-            return super().begin(prepared, seed)
-        if seed is not None:
-            gym.Env.reset(self, seed=seed)
-        frame = prepared.state.frame[0].cpu().numpy()
-        return self.resume(prepared, np.repeat(frame[None], CHUNK_FRAMES, axis=0), np.tile(prepared.c2w, (CHUNK_FRAMES, 1, 1)))
+    def newest_frame(self, episode: Episode) -> Frames:
+        """Returns the newest frame (H, W, 3) of an episode."""
+        return episode.state.frame[0].cpu().numpy()
 
-    def _prepare(self, options: dict[str, Any]) -> FirstFrame | Wish | Episode:
+    def prepare(self, options: dict[str, Any]) -> FirstFrame | Wish | Episode:
         """The user's own first frame, what they wish of a drawn room, or a saved session."""
         if options.get("state") is not None:
             if others := sorted(options.keys() - {"state"}):
-                raise ValueError(f"got the option {others[0]!r} beside a state, which has its own; wanted one or the other")
-            return episode_of(options["state"], self.model)
-        first_frames = self.model.config.first_frames  # loads the weights: what fails, fails before anything changes
+                raise ValueError(
+                    f"got the option {others[0]!r} beside a state, which has its own; wanted one or the other"
+                )
+            return self.check_session(episode_of(options["state"], self.model))
+        first_frames = (
+            self.model.config.first_frames
+        )  # loads the weights: what fails, fails before anything changes
         prompt, room = options.get("prompt"), check_room_option(options.get("room"))
         if prompt is not None and not isinstance(prompt, str):
-            raise ValueError(f"got a prompt of type {type(prompt).__name__}; wanted a str that describes the scene")
+            raise ValueError(
+                f"got a prompt of type {type(prompt).__name__}; wanted a str that describes the scene"
+            )
         if options.get("image") is not None:
             if room is not None:
                 raise ValueError(f"got both an image and room={room!r}; wanted one of them")
             given = options["image"], self.image_size, options.get("intrinsics"), options.get("fov_deg")
             return FirstFrame.of_picture(*given, prompt, self.device)
         if options.get("intrinsics") is not None or options.get("fov_deg") is not None:
-            raise ValueError("got intrinsics without an image; they are those of the image that options['image'] gives")
+            raise ValueError(
+                "got intrinsics without an image; they are those of the image that options['image'] gives"
+            )
         if first_frames != "rooms":
             raise ValueError(
                 f"got no image; the world {self.world!r} has no first frames of its own, "
@@ -355,7 +435,7 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
             )
         return Wish(room, prompt)
 
-    def _start(self, prepared: FirstFrame | Wish, seeds: Seeds) -> tuple[Frames, Array, WorldState]:
+    def start(self, prepared: FirstFrame | Wish, seeds: Seeds) -> tuple[Frames, Array, WorldState]:
         first = prepared
         if isinstance(first, Wish):
             first = FirstFrame.of_room(choose_room(seeds.room, first.room), self.image_size, first.prompt)
@@ -367,34 +447,49 @@ class SanaWMEnv(CameraEnv, gym.utils.EzPickle):
         )
         return first.image, first.intrinsics_px, state
 
-    def _is_clear(self, prepared: FirstFrame | Wish, seeds: Seeds, c2w: Array) -> NDArray[np.bool_]:
+    def is_clear(self, prepared: FirstFrame | Wish, seeds: Seeds, c2w: Array) -> NDArray[np.bool_]:
         if isinstance(prepared, FirstFrame):
             return np.ones(len(c2w), np.bool_)
         return stands_clear(choose_room(seeds.room, prepared.room), c2w)
 
 
-class Weights:
-    """A world that is loaded when somebody first asks for it, once for all environments that share it."""
+def check_offload(offload: Any) -> None:
+    """Refuses what `WorldModel.load` cannot do, and devices that are none."""
+    check_places(offload)
+    for part, place in (offload or {}).items():
+        if place not in ("release", "blocks"):
+            check_device(place, f"offload[{part!r}]")
 
-    def __init__(self, load: Callable[[], WorldModel]):
-        self._load = load
+
+@dataclass(frozen=True)
+class Weights:
+    """Which world, where and how; loaded when somebody first asks, once for all environments that share this.
+
+    Copies in this process share the loaded world, those in another one load it again.
+    """
+
+    folder: Path
+    device: str
+    dtype: str | None
+    offload: dict[str, str] | None
+    precision: Precision | None
+    refiner: str | None
 
     @cached_property
     def model(self) -> WorldModel:
         """The world."""
-        return self._load()
+        if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(
+                f"got device={self.device!r}; torch {torch.__version__} sees no CUDA device: use "
+                "device='cpu', or a CUDA build"
+            )
+        dtype = None if self.dtype is None else getattr(torch, self.dtype)
+        return WorldModel.load(
+            self.folder, self.device, dtype, self.offload, precision=self.precision, refiner=self.refiner
+        )
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Weights":
+        return self
 
-def restore(env: gym.Env[Any, Any], state: WorldState) -> tuple[Any, dict[str, Any]]:
-    """Goes on from a saved session through all wrappers: `env.reset(options={"state": state})` with the step counter set.
-
-    That counter belongs to `TimeLimit`, which `gymnasium.make` adds, and not to the session: a reset alone sets it to 0, and
-    `env.unwrapped.restore_state` leaves it. Here it becomes `info["chunk_index"]`.
-    """
-    obs, info = env.reset(options={"state": state})
-    layer = env
-    while isinstance(layer, gym.Wrapper):
-        if isinstance(layer, TimeLimit):
-            layer._elapsed_steps = info["chunk_index"]
-        layer = layer.env
-    return obs, info
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}

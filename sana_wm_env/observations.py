@@ -19,11 +19,15 @@ REACH_M = 10_000.0
 class ChunkBox(gym.spaces.Box):
     """The space of chunks of frames, which prints what image policies want instead.
 
-    Stable-Baselines3's `CnnPolicy` refuses four axes with a message that shows the space, and nothing of ours is asked before.
+    Stable-Baselines3's `CnnPolicy` refuses four axes with a message that shows the space, and nothing of ours
+    is asked before.
     """
 
     def __repr__(self) -> str:
-        return f"{super().__repr__()} (chunks of frames; for image policies: obs_mode='last', LastFrame or ChunkToChannels)"
+        return (
+            f"{super().__repr__()} (chunks of frames; for image policies: obs_mode='last', LastFrame or "
+            "ChunkToChannels)"
+        )
 
 
 def image_space(image_size: tuple[int, int]) -> gym.spaces.Box:
@@ -52,8 +56,11 @@ def camera_spaces() -> dict[str, gym.spaces.Box]:
     return {"pose": pose_space(), "intrinsics": gym.spaces.Box(-25, 25, (4,), np.float32)}
 
 
-def camera_entries(c2w: Array, intrinsics_px: Array, image_size: tuple[int, int]) -> dict[str, NDArray[np.float32]]:
-    """What a dict observation says of the camera: `pose` (9,), see `pose_vector`, and `intrinsics` (4,), relative to the image.
+def camera_entries(
+    c2w: Array, intrinsics_px: Array, image_size: tuple[int, int]
+) -> dict[str, NDArray[np.float32]]:
+    """Returns the camera's entries of a dict observation: `pose` (9,), see `pose_vector`, and `intrinsics`
+    (4,), relative to the image.
 
     Args:
         c2w: (4, 4) pose of the newest frame.
@@ -65,7 +72,9 @@ def camera_entries(c2w: Array, intrinsics_px: Array, image_size: tuple[int, int]
     return {"pose": pose_vector(c2w), "intrinsics": np.clip(relative, -25, 25)}
 
 
-def observation_space(obs_mode: str, image_size: tuple[int, int], task_spaces: Mapping[str, gym.spaces.Box]) -> gym.Space[Any]:
+def observation_space(
+    obs_mode: str, image_size: tuple[int, int], task_spaces: Mapping[str, gym.spaces.Box]
+) -> gym.Space[Any]:
     """The space of `observe`.
 
     Args:
@@ -74,7 +83,8 @@ def observation_space(obs_mode: str, image_size: tuple[int, int], task_spaces: M
         task_spaces: what a task adds to "dict".
 
     Raises:
-        ValueError: an unknown mode, or a task that calls something `image`, `pose` or `intrinsics`.
+        ValueError: an unknown mode, a task that calls something `image`, `pose` or `intrinsics`, or whose
+            spaces are none.
     """
     if obs_mode not in OBS_MODES:
         raise ValueError(f"got obs_mode={obs_mode!r}; wanted one of {', '.join(OBS_MODES)}")
@@ -82,14 +92,23 @@ def observation_space(obs_mode: str, image_size: tuple[int, int], task_spaces: M
         return ChunkBox(0, 255, (CHUNK_FRAMES, *image_size, 3), np.uint8)
     if obs_mode == "last":
         return image_space(image_size)
-    own: dict[str, gym.Space[Any]] = {"image": image_space(image_size), **camera_spaces()}
-    if taken := sorted(own.keys() & task_spaces):
-        raise ValueError(f"got a task that adds {taken[0]!r} to the observation; wanted a key other than {', '.join(own)}")
-    return gym.spaces.Dict(own | {**task_spaces})
+    entries: dict[str, gym.Space[Any]] = {"image": image_space(image_size), **camera_spaces()}
+    if not isinstance(task_spaces, Mapping) or not all(
+        isinstance(key, str) and isinstance(space, gym.Space) for key, space in task_spaces.items()
+    ):
+        raise ValueError(f"got spaces of a task {task_spaces!r:.80}; wanted a dict of spaces by name")
+    if taken := sorted(entries.keys() & task_spaces):
+        raise ValueError(
+            f"got a task that adds {taken[0]!r} to the observation; wanted a key other than "
+            f"{', '.join(entries)}"
+        )
+    return gym.spaces.Dict(entries | {**task_spaces})
 
 
-def observe(obs_mode: str, frames: Frames, c2w: Array, intrinsics_px: Array, of_task: Mapping[str, Any]) -> Observation:
-    """What an agent sees after a reset or a step. Fresh arrays, but for `frames` itself in "chunk".
+def observe(
+    obs_mode: str, frames: Frames, c2w: Array, intrinsics_px: Array, of_task: Mapping[str, Any]
+) -> Observation:
+    """Makes the observation after a reset or a step. Fresh arrays, but for `frames` itself in "chunk".
 
     Args:
         obs_mode: one of OBS_MODES.

@@ -1,105 +1,28 @@
 """Every frame of an episode as H.264 video, with what drove the camera beside it.
 
-Gymnasium's `RecordVideo` asks for one picture per step. A step here is 24 frames, so it would lose 23 of them.
+Gymnasium's `RecordVideo` asks for one picture per step. A step here is 24 frames, so it would lose 23 of
+them.
 """
 
 from __future__ import annotations
 
+import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import av
 import gymnasium as gym
 import numpy as np
 
+from .camera import FPS
+from .files import to_path
+from .numbers import to_whole
+from .outputs import Output, check_outputs
+from .video import LARGEST_HEIGHT, VideoWriter, check_crf
 
-def enlarge(frames: np.ndarray, min_height: int) -> np.ndarray:
-    """Nearest-neighbour enlargement by the smallest whole factor that reaches `min_height`. uint8 (..., H, W, 3)."""
-    factor = max(1, -(-min_height // frames.shape[-3]))
-    return frames.repeat(factor, axis=-3).repeat(factor, axis=-2)
-
-
-def check_video_path(path: str | Path) -> Path:
-    """The path of a video to write; ValueError if it does not end in .mp4."""
-    if Path(path).suffix != ".mp4":
-        raise ValueError(f"got the video path '{path}'; wanted a name that ends in .mp4")
-    return Path(path)
-
-
-class VideoWriter:
-    """Writes frames to an H.264 mp4 (yuv420p, so that every player and browser opens it).
-
-    Small pictures are enlarged, because players blur them and colour is stored at half resolution. An odd height or width
-    gets its last line repeated, which yuv420p requires. The file is complete after `close`; use it in a `with` statement.
-
-    Args:
-        path: the mp4 to write; missing folders are made, an existing file is replaced.
-        fps: frames per second.
-        min_height: pixels; 0 keeps the size.
-        crf: x264's constant rate factor: 0 is lossless, 12 looks lossless, 23 is x264's default.
-    """
-
-    def __init__(self, path: str | Path, fps: int, min_height: int = 256, crf: int = 12):
-        self.path, self.min_height, self.n_frames = check_video_path(path), min_height, 0
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # faststart puts the index in front, so that a browser plays the file while it loads.
-        self._container: Any = av.open(str(path), "w", options={"movflags": "+faststart"})
-        self._stream = self._container.add_stream("libx264", rate=fps, options={"crf": str(crf)})
-        self._stream.pix_fmt = "yuv420p"
-
-    def write(self, frames: np.ndarray) -> None:
-        """Appends frames: uint8 (F, H, W, 3), the same H and W at every call."""
-        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
-            raise ValueError(f"got frames of {frames.dtype} {frames.shape}; wanted uint8 (F, H, W, 3)")
-        frames = enlarge(frames, self.min_height)
-        odd_height, odd_width = frames.shape[1] % 2, frames.shape[2] % 2
-        frames = np.pad(frames, ((0, 0), (0, odd_height), (0, odd_width), (0, 0)), mode="edge")
-        size = frames.shape[1:3]
-        if self.n_frames == 0:
-            self._stream.height, self._stream.width = size
-        elif size != (self._stream.height, self._stream.width):
-            raise ValueError(
-                f"got frames of {size} pixels after frames of {(self._stream.height, self._stream.width)}; a video has one size"
-            )
-        for frame in frames:
-            self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        self.n_frames += len(frames)
-
-    def close(self) -> None:
-        """Finishes the file. A second call does nothing."""
-        if self._container is None:
-            return
-        container, self._container = self._container, None
-        try:
-            if self.n_frames:
-                container.mux(self._stream.encode(None))
-        finally:
-            container.close()
-
-    def __enter__(self) -> VideoWriter:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-
-def write_sidecar(
-    video: str | Path,
-    *,
-    c2w: np.ndarray,
-    intrinsics_px: np.ndarray,
-    image_size: tuple[int, ...],
-    world: str,
-    seed: int,
-    **more: Any,
-) -> Path:
-    """Writes the .npz beside `video` (a.mp4 -> a.npz), in the layout that `RecordChunks` describes, and returns its path."""
-    path = Path(video).with_suffix(".npz")
-    cameras = {"c2w": c2w, "convention": "opencv", "intrinsics_px": intrinsics_px, "image_size": image_size}
-    np.savez_compressed(path, **cameras, world=np.array(world), seed=np.array(seed), **more)
-    return path
+FILE_ENDING = re.compile(r"\.[a-z][a-z0-9]{0,4}", re.IGNORECASE)
+"""What ends the name of a file rather than of a folder: .avi, not .5 or .2026-11-25."""
 
 
 class Recording:
@@ -120,42 +43,88 @@ class Recording:
         self.info, self.image_size = info, frames.shape[1:3]
 
     def close(self) -> None:
-        """Finishes the video and writes the sidecar. A second call does nothing."""
+        """Finishes the video and its sidecar. A second call does nothing."""
         if not self.c2w:
+            self.video.discard()
             return
-        self.video.close()
-        write_sidecar(
-            self.video.path,
-            c2w=np.concatenate(self.c2w),
-            intrinsics_px=self.info["intrinsics_px"],
-            image_size=self.image_size,
-            actions=np.asarray(self.actions, np.float32),
-            rewards=np.asarray(self.rewards, np.float64),
-            world=self.info["world"],
-            seed=self.seed,
-        )
+        sidecar = {
+            "c2w": np.concatenate(self.c2w),
+            "intrinsics_px": self.info["intrinsics_px"],
+            "image_size": self.image_size,
+            "actions": np.asarray(self.actions, np.float32),
+            "rewards": np.asarray(self.rewards, np.float64),
+            "world": str(self.info["world"]),
+            "seed": self.seed,
+        }
         self.c2w = []
+        self.video.close(sidecar)
+
+
+class Names:
+    """What the files of a recorder are called: those after a first one that was named, or of a folder that
+    only grows.
+
+    Args:
+        path: a name ending in .mp4, or a folder.
+
+    Raises:
+        ValueError: another file's name, or a place where nothing can be written.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path, self.episode, given = to_path(path, folder=True), 0, str(path)
+        named = self.path.suffix.lower() == ".mp4" and not self.path.is_dir()
+        other = FILE_ENDING.fullmatch(self.path.suffix) and not given.endswith("/")
+        if other and not named and not self.path.is_dir():
+            raise ValueError(
+                f"got path='{path}', which looks like a file of another kind; wanted a name that ends in "
+                ".mp4, or a folder (one that is there, or a name with / at its end)"
+            )
+        self.is_folder = not named
+        sidecar = None if self.is_folder else self.path.with_suffix(".npz")
+        check_outputs(
+            Output("path", given if named else self.path, folder=self.is_folder),
+            Output("the sidecar of path", sidecar),
+        )
+
+    def next(self) -> Path:
+        """The name of the next episode's video."""
+        if not self.is_folder:
+            path = self.path
+            if self.episode:
+                path = path.with_name(f"{path.stem}-{self.episode}{path.suffix}")
+        else:
+            while (path := self.path / f"episode-{self.episode:04d}.mp4").exists():
+                self.episode += 1
+        self.episode += 1
+        return path
 
 
 class RecordChunks(gym.Wrapper, gym.utils.RecordConstructorArgs):
     """Records every frame of every episode: the first frame once, then 24 per step, so 24k + 1 in all.
 
-    Beside `a.mp4` lies `a.npz` with `c2w` (F, 4, 4) float64 relative to the first frame, `convention` ("opencv"), `intrinsics_px` (3, 3)
-    in pixels of the observed frames, which are `image_size` (height, width) and not those of the enlarged video, `actions` (K, 6),
-    `rewards` (K,), `world`, and `seed` (-1 where `reset` got none). `sana-wm data validate` and `pack` take both as they are.
+    Beside `a.mp4` lies `a.npz` with `c2w` (F, 4, 4) float64 relative to the first frame, `convention`
+    ("opencv"), `intrinsics_px` (3, 3) in pixels of the observed frames, which are `image_size` (height,
+    width) and not those of the enlarged video, `actions` (K, 6), `rewards` (K,), `world`, `seed` (-1 where
+    `reset` got none), and `video_sha256` of the bytes of its video. `sana-wm data validate` and `pack` take
+    both as they are, and refuse a sidecar beside another video.
 
-    A file is complete after the next `reset`, after `close`, when a `with` statement is left, or when the program ends. A refused
+    A file is complete after the next `reset`, after `close`, when a `with` statement is left, or when the
+    program ends; until then it lies beside its name as .part, and what had the name before stays. A refused
     action or reset option does not end the recording, because it does not end the episode.
 
     Args:
-        env: an environment of this package, whose steps show the whole chunk: `obs_mode="chunk"` or `render_mode="rgb_array_list"`.
-        path: a name ending in .mp4 (replaced if it exists; the episodes after the first get -1, -2, ... appended), or a folder, in which
-            episodes are numbered on from what is there.
-        min_height: small frames are enlarged by a whole factor to at least this height in pixels; 0 keeps the size.
-        crf: quality, see `VideoWriter`.
+        env: an environment of this package, whose steps show the whole chunk: `obs_mode="chunk"` or
+            `render_mode="rgb_array_list"`.
+        path: a name ending in .mp4 (replaced if it exists; the episodes after the first get -1, -2, ...
+            appended), or a folder, in which episodes are numbered on from what is there.
+        min_height: small frames are enlarged by a whole factor to at least this height in pixels; 0 keeps the
+            size.
+        crf: quality, 0 to 51, see `VideoWriter`.
 
     Raises:
-        ValueError: the environment shows only one frame of each step.
+        ValueError: the environment shows only one frame of each step; a path with another ending, or where
+            nothing can be written; a setting out of range.
     """
 
     def __init__(self, env: gym.Env, path: str | Path, min_height: int = 256, crf: int = 12):
@@ -165,22 +134,26 @@ class RecordChunks(gym.Wrapper, gym.utils.RecordConstructorArgs):
         shape = env.observation_space.shape
         if not self._from_render and (shape is None or len(shape) != 4 or shape[-1] != 3):
             raise ValueError(
-                f"got an environment with observations of shape {shape} and render_mode={env.render_mode!r}, which show one frame of "
-                "each step; RecordChunks wants them all: gym.make(..., obs_mode='chunk') or gym.make(..., render_mode='rgb_array_list')"
+                f"got an environment with observations of shape {shape} and render_mode={env.render_mode!r}, "
+                "which show one frame of "
+                "each step; RecordChunks wants them all: gym.make(..., obs_mode='chunk') or gym.make(..., "
+                "render_mode='rgb_array_list')"
             )
-        self.path, self.min_height, self.crf = Path(path), min_height, crf
-        self.episode = 0
+        self.min_height, self.crf = to_whole(min_height, "min_height", 0, LARGEST_HEIGHT), check_crf(crf)
+        self._names = Names(path)
+        self.path = self._names.path
         self._unseen: list[np.ndarray] = []
         self._recording: Recording | None = None
         self._finish = lambda: None
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         """Starts an episode and its file; finishes the file before."""
         obs, info = self.env.reset(seed=seed, options=options)
         self._finish()
         self._unseen = []
-        video = VideoWriter(self._next_path(), int(self.env.metadata["render_fps"]), self.min_height, self.crf)
-        self._recording = Recording(video, seed)
+        self._recording = Recording(VideoWriter(self._names.next(), FPS, self.min_height, self.crf), seed)
         self._finish = weakref.finalize(self, self._recording.close)
         self._recording.add(self._new_frames(obs, info), info)
         return obs, info
@@ -195,7 +168,7 @@ class RecordChunks(gym.Wrapper, gym.utils.RecordConstructorArgs):
         return obs, reward, terminated, truncated, info
 
     def render(self) -> Any:
-        """What the environment would return; frames that were recorded in between are not missing."""
+        """Returns what the environment would, including the frames that were recorded in between."""
         if not self._from_render:
             return self.env.render()
         frames, self._unseen = self._unseen + self._rendered(), []
@@ -221,11 +194,117 @@ class RecordChunks(gym.Wrapper, gym.utils.RecordConstructorArgs):
         frames: Any = self.env.render()
         return list(frames)
 
-    def _next_path(self) -> Path:
-        if self.path.suffix == ".mp4":
-            path = self.path if self.episode == 0 else self.path.with_name(f"{self.path.stem}-{self.episode}.mp4")
-        else:
-            while (path := self.path / f"episode-{self.episode:04d}.mp4").exists():
-                self.episode += 1
-        self.episode += 1
-        return path
+
+class RecordVectorChunks(gym.vector.VectorWrapper, gym.utils.RecordConstructorArgs):
+    """Records every frame of the slots of a vector environment: what `RecordChunks` does, in a folder
+    `slot-00`, `slot-01`, ... for each.
+
+    Works with every autoreset mode: an episode that ends has its last frames, and the next begins a file.
+    The ignored action of a slot that is reset instead of moved ("NextStep") is in no file.
+
+    Args:
+        env: a vector environment of this package, whose observations show the whole chunk:
+            `obs_mode="chunk"`.
+        path: a folder, in which episodes are numbered on from what is there.
+        slots: which are recorded; all of them by default.
+        min_height: see `RecordChunks`.
+        crf: see `RecordChunks`.
+
+    Raises:
+        ValueError: the environment shows only one frame of each step; a path that is no folder, or where
+            nothing can be written; a slot that is not there; a setting out of range.
+    """
+
+    def __init__(
+        self,
+        env: gym.vector.VectorEnv,
+        path: str | Path,
+        slots: Sequence[int] | None = None,
+        min_height: int = 256,
+        crf: int = 12,
+    ):
+        gym.utils.RecordConstructorArgs.__init__(
+            self, path=str(path), slots=slots, min_height=min_height, crf=crf
+        )
+        gym.vector.VectorWrapper.__init__(self, env)
+        shape = env.single_observation_space.shape
+        if shape is None or len(shape) != 4 or shape[-1] != 3:
+            raise ValueError(
+                f"got a vector environment with observations of shape {shape}, which show one frame of each "
+                "step; RecordVectorChunks wants them all: gym.make_vec(..., obs_mode='chunk')"
+            )
+        self.min_height, self.crf = to_whole(min_height, "min_height", 0, LARGEST_HEIGHT), check_crf(crf)
+        self.slots = [
+            to_whole(slot, "slot", 0, env.num_envs - 1)
+            for slot in (range(env.num_envs) if slots is None else slots)
+        ]
+        if to_path(path, folder=True).suffix.lower() == ".mp4":
+            raise ValueError(f"got path='{path}'; wanted a folder, which gets a folder for each slot")
+        self.path = Names(path).path
+        self._names = {slot: Names(f"{self.path / f'slot-{slot:02}'}/") for slot in self.slots}
+        mode = env.metadata.get("autoreset_mode", gym.vector.AutoresetMode.NEXT_STEP)
+        self._mode = gym.vector.AutoresetMode(mode)
+        self._recordings: dict[int, Recording] = {}
+        self._finish: dict[int, Any] = {}
+        self._over = np.zeros(env.num_envs, np.bool_)
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Starts episodes and their files, in all slots or in those of `options["reset_mask"]`."""
+        obs, infos = self.env.reset(seed=seed, options=options)
+        mask = (options or {}).get("reset_mask")
+        for slot in self.slots:
+            if mask is None or mask[slot]:
+                self._begin(slot, obs, infos, _seed_of_slot(seed, slot))
+        self._over = np.zeros(self.num_envs, np.bool_) if mask is None else self._over & ~np.asarray(mask)
+        return obs, infos
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Steps and records the new frames of every slot."""
+        obs, rewards, terminated, truncated, infos = self.env.step(actions)
+        over = np.asarray(terminated) | np.asarray(truncated)
+        same_step = self._mode is gym.vector.AutoresetMode.SAME_STEP
+        for slot in self.slots:
+            if self._mode is gym.vector.AutoresetMode.NEXT_STEP and self._over[slot]:
+                self._begin(slot, obs, infos, None)
+                continue
+            recording = self._recordings.get(slot)
+            if recording is not None:
+                ended = same_step and over[slot]
+                frames = infos["final_obs"][slot] if ended else obs[slot]
+                info = _of_slot(infos["final_info"] if ended else infos, slot)
+                recording.add(frames[-int(info["n_new_frames"]) :], info)
+                recording.actions.append(np.array(actions[slot]))
+                recording.rewards.append(float(rewards[slot]))
+            if same_step and over[slot]:
+                self._begin(slot, obs, infos, None)
+        self._over = over
+        return obs, rewards, terminated, truncated, infos
+
+    def close(self, **kwargs: Any) -> None:
+        """Finishes all files and closes the environment."""
+        try:
+            for finish in self._finish.values():
+                finish()
+        finally:
+            self._recordings, self._finish = {}, {}
+            self.env.close(**kwargs)
+
+    def _begin(self, slot: int, obs: Any, infos: Mapping[str, Any], seed: int | None) -> None:
+        self._finish.get(slot, lambda: None)()
+        video = VideoWriter(self._names[slot].next(), FPS, self.min_height, self.crf)
+        self._recordings[slot] = recording = Recording(video, seed)
+        self._finish[slot] = weakref.finalize(self, recording.close)
+        info = _of_slot(infos, slot)
+        recording.add(obs[slot][-int(info["n_new_frames"]) :], info)
+
+
+def _seed_of_slot(seed: Any, slot: int) -> int | None:
+    """The seed of one slot: vector environments count on from a single one."""
+    if seed is None or isinstance(seed, int | np.integer):
+        return None if seed is None else int(seed) + slot
+    return seed[slot]
+
+
+def _of_slot(infos: Mapping[str, Any], slot: int) -> dict[str, Any]:
+    """What a sidecar needs of one slot."""
+    return {name: infos[name][slot] for name in ("c2w", "intrinsics_px", "n_new_frames", "world")}

@@ -1,4 +1,5 @@
-"""Stable-Baselines3 on Gymnasium's vector environments, which it does not take by itself. Needs the extra `rl`.
+"""Stable-Baselines3 on Gymnasium's vector environments, which it does not take by itself. Needs the extra
+`rl`.
 
     import gymnasium as gym
     from stable_baselines3 import PPO
@@ -20,33 +21,40 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.wrappers.vector import DictInfoToList
 
-from sana_wm_env.model.fit import free_memory
+from .machine import free_memory
 
 try:
     from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
     from stable_baselines3.common.env_util import is_wrapped
-    from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
+    from stable_baselines3.common.vec_env.base_vec_env import (
+        VecEnv,
+        VecEnvIndices,
+        VecEnvObs,
+        VecEnvStepReturn,
+    )
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] != "stable_baselines3":
         raise
     raise ModuleNotFoundError(
-        "sana_wm_env.sb3 wants Stable-Baselines3, which is not installed: pip install 'sana-wm-env[rl]'", name=error.name
+        "sana_wm_env.sb3 wants Stable-Baselines3, which is not installed: pip install 'sana-wm-env[rl]'",
+        name=error.name,
     ) from None
 
 
 class SB3VecEnv(VecEnv):
-    """A Gymnasium vector environment as Stable-Baselines3 wants one. Works with any, not only with those of this package.
+    """A Gymnasium vector environment as Stable-Baselines3 wants one. Works with any, not only with those of
+    this package.
 
-    The last observation of an episode is in `info["terminal_observation"]`, with the rest of that step's info, and
-    `info["TimeLimit.truncated"]` says whether it was only cut short. What the reset said is in `reset_infos`. Wrap in SB3's `VecMonitor`
-    for episode returns in its logs.
+    The last observation of an episode is in `info["terminal_observation"]`, with the rest of that step's
+    info, and `info["TimeLimit.truncated"]` says whether it was only cut short. What the reset said is in
+    `reset_infos`. Wrap in SB3's `VecMonitor` for episode returns in its logs.
 
-    Attributes and methods are those of each slot where slots have their own (`SanaWMVectorEnv`, `SyncVectorEnv`, `AsyncVectorEnv`),
-    otherwise those of the vector environment, which all slots share.
+    Attributes and methods are those of each slot where slots have their own (`SanaWMVectorEnv`,
+    `SyncVectorEnv`, `AsyncVectorEnv`), otherwise those of the vector environment, which all slots share.
 
     Args:
-        env: the vector environment. It must reset finished slots within the same step, because SB3 takes the observation after a
-            `done` for the first of the next episode.
+        env: the vector environment. It must reset finished slots within the same step, because SB3 takes the
+            observation after a `done` for the first of the next episode.
 
     Raises:
         ValueError: another autoreset mode, or observations that SB3 would flatten without a word.
@@ -55,9 +63,11 @@ class SB3VecEnv(VecEnv):
     def __init__(self, env: VectorEnv):
         if (mode := env.metadata.get("autoreset_mode")) != AutoresetMode.SAME_STEP:
             raise ValueError(
-                f"got a vector environment with autoreset_mode={mode}; Stable-Baselines3 wants AutoresetMode.SAME_STEP: "
+                f"got a vector environment with autoreset_mode={mode}; Stable-Baselines3 wants "
+                "AutoresetMode.SAME_STEP: "
                 "gym.make_vec(..., autoreset_mode='SameStep') for the worlds of this package, otherwise "
-                "vector_kwargs={'autoreset_mode': AutoresetMode.SAME_STEP} with vectorization_mode='sync' or 'async'"
+                "vector_kwargs={'autoreset_mode': AutoresetMode.SAME_STEP} with "
+                "vectorization_mode='sync' or 'async'"
             )
         check_observation_space(env.single_observation_space)
         self.env, self._listing = env, DictInfoToList(env)
@@ -73,12 +83,16 @@ class SB3VecEnv(VecEnv):
         return deepcopy(obs)
 
     def set_options(self, options: list[dict] | dict | None = None) -> None:
-        """Announces the options of the next reset: one dict, because Gymnasium's vector environments take one.
+        """Announces the options of the next reset: one dict, because Gymnasium's vector environments take
+        one.
 
         It is for all slots; `SanaWMVectorEnv` finds those of each slot in its entry `per_slot`.
         """
         if isinstance(options, list):
-            raise ValueError("got a list of options; wanted one dict: Gymnasium resets all slots of a vector environment with the same")
+            raise ValueError(
+                "got a list of options; wanted one dict: Gymnasium resets all slots of a vector environment "
+                "with the same"
+            )
         super().set_options(options)
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -95,7 +109,8 @@ class SB3VecEnv(VecEnv):
             infos[slot] = last_info | {"terminal_observation": last_obs}
         for slot, info in enumerate(infos):
             info["TimeLimit.truncated"] = bool(truncated[slot] and not terminated[slot])
-        # SB3 keeps the observation until after the next step; an environment may write into the same memory again.
+        # SB3 keeps the observation until after the next step; an environment may write into the same memory
+        # again.
         return deepcopy(obs), rewards.astype(np.float32), dones, infos
 
     def close(self) -> None:
@@ -110,7 +125,11 @@ class SB3VecEnv(VecEnv):
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """The attribute of each slot."""
         inner: Any = self.env.unwrapped
-        values = inner.get_attr(attr_name) if hasattr(inner, "get_attr") else [getattr(inner, attr_name)] * self.num_envs
+        values = (
+            inner.get_attr(attr_name)
+            if hasattr(inner, "get_attr")
+            else [getattr(inner, attr_name)] * self.num_envs
+        )
         return [values[slot] for slot in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
@@ -124,8 +143,10 @@ class SB3VecEnv(VecEnv):
             self._require_all(slots, f"set {attr_name!r}")
             setattr(inner, attr_name, value)
 
-    def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any) -> list[Any]:
-        """What the method returns in each slot."""
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Calls a method in each slot and returns its values."""
         inner: Any = self.env.unwrapped
         slots, envs = list(self._get_indices(indices)), self._envs()
         if envs is not None:
@@ -136,9 +157,11 @@ class SB3VecEnv(VecEnv):
         return [getattr(inner, method_name)(*method_args, **method_kwargs)] * self.num_envs
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """Whether each slot is wrapped in that class, as far as slots can be looked into."""
+        """Returns for each slot whether it is wrapped in that class, as far as slots can be inspected."""
         envs = self._envs()
-        return [envs is not None and is_wrapped(envs[slot], wrapper_class) for slot in self._get_indices(indices)]
+        return [
+            envs is not None and is_wrapped(envs[slot], wrapper_class) for slot in self._get_indices(indices)
+        ]
 
     def _envs(self) -> Sequence[gym.Env] | None:
         """The environments of the slots, where they are in this process."""
@@ -148,15 +171,17 @@ class SB3VecEnv(VecEnv):
     def _require_all(self, slots: list[int], wish: str) -> None:
         if slots != list(range(self.num_envs)):
             raise ValueError(
-                f"got the slots {slots} to {wish} in; wanted all {self.num_envs}: {type(self.env.unwrapped).__name__} has no access to one"
+                f"got the slots {slots} to {wish} in; wanted all {self.num_envs}: "
+                f"{type(self.env.unwrapped).__name__} has no access to one"
             )
 
 
 def check_observation_space(space: gym.Space) -> None:
     """Refuses what Stable-Baselines3 would take for a plain vector: chunks of frames, alone or in a dict.
 
-    A single environment goes into SB3 without passing through here. `CnnPolicy` then stops with an error of SB3's own, in which the space
-    names the wrappers; `MlpPolicy` flattens the chunk, 295 thousand numbers at 64 x 64 pixels.
+    A single environment goes into SB3 without passing through here. `CnnPolicy` then stops with an error of
+    SB3's own, in which the space names the wrappers; `MlpPolicy` flattens the chunk, 295 thousand numbers at
+    64 x 64 pixels.
 
     Raises:
         ValueError: names the wrappers that help.
@@ -164,13 +189,18 @@ def check_observation_space(space: gym.Space) -> None:
     for part in space.spaces.values() if isinstance(space, gym.spaces.Dict) else [space]:
         if part.shape is not None and len(part.shape) > 3:
             raise ValueError(
-                f"got observations of shape {part.shape}, which Stable-Baselines3 would flatten; wanted images: "
-                "gym.make(..., obs_mode='last'), or wrap each environment in sana_wm_env.LastFrame or sana_wm_env.ChunkToChannels"
+                f"got observations of shape {part.shape}, which Stable-Baselines3 would "
+                "flatten; wanted images: "
+                "gym.make(..., obs_mode='last'), or wrap each environment in sana_wm_env.LastFrame or "
+                "sana_wm_env.ChunkToChannels"
             )
 
 
-def check_replay_buffer(buffer_size: int, env: gym.Env | VectorEnv | VecEnv, optimize_memory_usage: bool = False) -> int:
-    """Returns `buffer_size` if a replay buffer of so many transitions fits into memory: SB3 itself only warns, and fills it until it dies.
+def check_replay_buffer(
+    buffer_size: int, env: gym.Env | VectorEnv | VecEnv, optimize_memory_usage: bool = False
+) -> int:
+    """Returns `buffer_size` if a replay buffer of so many transitions fits into memory: SB3 itself only
+    warns, and fills it until it dies.
 
         SAC("CnnPolicy", env, buffer_size=check_replay_buffer(100_000, env))
 
@@ -185,20 +215,24 @@ def check_replay_buffer(buffer_size: int, env: gym.Env | VectorEnv | VecEnv, opt
     needed, available = replay_buffer_bytes(buffer_size, env, optimize_memory_usage), free_memory("cpu")
     if needed > available:
         raise MemoryError(
-            f"got buffer_size={buffer_size}, a replay buffer of {needed / 2**30:.1f} GiB; wanted at most the {available / 2**30:.1f} GiB "
-            f"that are available: buffer_size={buffer_size * available // needed} would fill them, smaller observations take less"
+            f"got buffer_size={buffer_size}, a replay buffer of {needed / 2**30:.1f} GiB; wanted at most the "
+            f"{available / 2**30:.1f} GiB "
+            f"that are available: buffer_size={buffer_size * available // needed} would fill them, smaller "
+            "observations take less"
         )
     return buffer_size
 
 
-def replay_buffer_bytes(buffer_size: int, env: gym.Env | VectorEnv | VecEnv, optimize_memory_usage: bool = False) -> int:
+def replay_buffer_bytes(
+    buffer_size: int, env: gym.Env | VectorEnv | VecEnv, optimize_memory_usage: bool = False
+) -> int:
     """Bytes that the arrays of SB3's replay buffer take once `buffer_size` transitions are in them."""
     slots = getattr(env, "num_envs", 1)
     observations: Any = getattr(env, "single_observation_space", env.observation_space)
     actions = getattr(env, "single_action_space", env.action_space)
     # What SB3 allocates for one transition per slot, whatever its spaces and its rules are.
     kind = DictReplayBuffer if isinstance(observations, gym.spaces.Dict) else ReplayBuffer
-    one = kind(
+    smallest = kind(
         slots,
         observations,
         actions,
@@ -206,5 +240,9 @@ def replay_buffer_bytes(buffer_size: int, env: gym.Env | VectorEnv | VecEnv, opt
         optimize_memory_usage=optimize_memory_usage,
         handle_timeout_termination=not optimize_memory_usage,
     )
-    kept = [array for value in vars(one).values() for array in (value.values() if isinstance(value, dict) else [value])]
+    kept = [
+        array
+        for value in vars(smallest).values()
+        for array in (value.values() if isinstance(value, dict) else [value])
+    ]
     return max(buffer_size // slots, 1) * sum(array.nbytes for array in kept if isinstance(array, np.ndarray))

@@ -1,8 +1,8 @@
-"""What an episode is about: where it leads, what a step is worth, when it is over.
+"""Tasks of episodes: their goal, the reward of a step, when they end.
 
-A task is a value without memory. `begin` draws the goal of one episode, a plain dict of arrays; everything else is a function of that
-goal and of where the camera is. So the goal is all there is to save, restore, fork or batch, and one task object serves any number of
-episodes.
+A task is a value without memory. `begin` draws the goal of one episode, a plain dict of arrays; everything
+else is a function of that goal and of where the camera is. So the goal is all there is to save, restore, fork
+or batch, and one task object serves any number of episodes.
 """
 
 import math
@@ -16,14 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from .camera import CHUNK_FRAMES, Array, compose, twist_path
+from .camera import CHUNK_FRAMES, Array, check_poses
 from .observations import Frames, image_space, pose_space, pose_vector
+from .walks import draw_walk, walk_path
 
 Goal = dict[str, NDArray[Any]]
 
 
 class Opening(NamedTuple):
-    """What a task may use to draw the goal of an episode. Poses are camera-to-world relative to the first frame, in metres.
+    """Input of a task for drawing the goal of an episode. Poses are camera-to-world relative to the first
+    frame, in metres.
 
     Attributes:
         frame: uint8 (H, W, 3), the first frame.
@@ -31,8 +33,10 @@ class Opening(NamedTuple):
         rng: for everything random; it follows from the environment's seed and from nothing else.
         max_translation_m: metres per chunk that an action of 1 stands for.
         max_rotation_rad: radians per chunk that an action of 1 stands for.
-        look: poses (24 * K, 4, 4) -> the frames uint8 (24 * K, H, W, 3) that this world shows along them. The episode stays where it is.
-        is_clear: poses (F, 4, 4) -> bool (F,), whether the camera may stand there; always, where nobody knows what the picture hides.
+        look: poses (24 * K, 4, 4) -> the frames uint8 (24 * K, H, W, 3) that this world shows along them. The
+            episode stays where it is.
+        is_clear: poses (F, 4, 4) -> bool (F,), whether the camera may stand there; always, where nobody knows
+            what the picture hides.
     """
 
     frame: Frames
@@ -50,7 +54,8 @@ class Moment(NamedTuple):
     Attributes:
         before: (4, 4) pose at the end of the chunk before.
         c2w: (24, 4, 4) poses of the new frames.
-        frames: uint8 (24, H, W, 3), the new frames; not to be written to. A planner leaves them out for a task without `uses_frames`.
+        frames: uint8 (24, H, W, 3), the new frames. A planner leaves them out for a task without
+            `uses_frames`, which may not write to them.
         chunk_index: chunks since the reset, this one included: 1 at the first step.
         action: the action, as it was given.
     """
@@ -63,7 +68,7 @@ class Moment(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What a step was worth, whether it ended the episode, and the goal from here on (None: the same)."""
+    """Reward of a step, whether it ended the episode, and the goal from here on (None: the same)."""
 
     reward: float
     terminated: bool = False
@@ -71,24 +76,38 @@ class Verdict(NamedTuple):
 
 
 class Task(ABC):
-    """What an episode is about. Derive from it for a task of your own.
+    """Goal, reward and end of an episode. Derive from it for a task of your own.
 
-    `judge` is the one method that a task must have, the others add nothing by default. No method may keep anything on the task.
+    `judge` is the one method that a task must have, the others add nothing by default. No method may keep
+    anything on the task.
     """
 
     uses_frames = True
     """Whether `judge` looks at `moment.frames`; a planner need not decode them otherwise."""
 
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return type(self).__name__
+
     def begin(self, opening: Opening) -> Goal:
-        """All that the episode has to remember: arrays of numbers, with the same keys, shapes and dtypes in every episode."""
+        """Draws the goal, all that the episode has to remember: arrays of numbers, with the same keys, shapes
+        and dtypes in every episode.
+        """
         return {}
+
+    def check(self, goal: Goal) -> None:  # noqa: B027  # most tasks keep nothing
+        """Refuses, with a ValueError, what `begin` can not have returned: a restored session brings its
+        goal.
+        """
 
     @abstractmethod
     def judge(self, goal: Goal, moment: Moment) -> Verdict:
-        """What a step was worth. An exception undoes the step."""
+        """Judges a step. An exception undoes the step."""
 
     def info(self, goal: Goal, c2w: Array, chunk_index: int) -> dict[str, Any]:
-        """What `info` has beside the usual keys (which win), at reset and step: plain Python values and fresh arrays, always the same keys.
+        """Returns the entries of `info` beside the usual keys (which win), at reset and step: plain Python
+        values and fresh arrays, always the same keys.
 
         Args:
             goal: of this episode.
@@ -98,11 +117,13 @@ class Task(ABC):
         return {}
 
     def spaces(self, image_size: tuple[int, int]) -> dict[str, gym.spaces.Box]:
-        """What `observe` adds to the observation, for frames of (height, width)."""
+        """Returns the spaces of the entries that `observe` adds, for frames of (height, width)."""
         return {}
 
     def observe(self, goal: Goal, c2w: Array, chunk_index: int) -> dict[str, Any]:
-        """What `obs_mode="dict"` has beside the usual keys: fresh arrays within `spaces`. Arguments as in `info`."""
+        """Returns the entries of `obs_mode="dict"` beside the usual keys: fresh arrays within `spaces`.
+        Arguments as in `info`.
+        """
         return {}
 
 
@@ -122,6 +143,11 @@ class RewardTask(Task):
 
     reward_fn: Callable[[Moment], float]
 
+    @property
+    def name(self) -> str:
+        """The function it was made with."""
+        return f"reward_fn={getattr(self.reward_fn, '__name__', type(self.reward_fn).__name__)}"
+
     def judge(self, goal: Goal, moment: Moment) -> Verdict:
         """The function's value; never ends."""
         return Verdict(self.reward_fn(moment))
@@ -131,11 +157,13 @@ class RewardTask(Task):
 class GoalTask(Task):
     """The task called `goal`: find the place from which the goal image was taken.
 
-    The camera's path to it, one to `max_chunks` chunks long, is drawn within the limits of an action and, in a room, through free space.
-    The goal image is what the world itself shows at its end, so in an imagined world a reset takes as long as that many steps more.
+    The camera's path to it, one to `max_chunks` chunks long, is drawn within the limits of an action and, in
+    a room, through free space. The goal image is what the world itself shows at its end, so in an imagined
+    world a reset takes as long as that many steps more.
 
-    The distance to the goal is `distance_m + metres_per_rad * angle_rad`. A step is worth the distance that it gained, and `bonus` on
-    arrival, which ends the episode: within `tolerance_m` and `tolerance_deg` of the goal.
+    The distance to the goal is `distance_m + metres_per_rad * angle_rad`. A step is worth the distance that
+    it gained, and `bonus` on arrival, which ends the episode: within `tolerance_m` and `tolerance_deg` of the
+    goal.
     """
 
     max_chunks: int = 3
@@ -149,10 +177,16 @@ class GoalTask(Task):
     def __post_init__(self) -> None:
         """ValueError for figures that make no sense."""
         _require_at_least(1, max_chunks=self.max_chunks)
-        _require_at_least(0, tolerance_m=self.tolerance_m, tolerance_deg=self.tolerance_deg, metres_per_rad=self.metres_per_rad)
+        _require_at_least(
+            0,
+            tolerance_m=self.tolerance_m,
+            tolerance_deg=self.tolerance_deg,
+            metres_per_rad=self.metres_per_rad,
+        )
 
     def begin(self, opening: Opening) -> Goal:
-        """`goal_image` uint8 (H, W, 3), `goal_c2w` (4, 4), and `twists` (max_chunks, 6), a way to it, ending in zeros where it is shorter.
+        """`goal_image` uint8 (H, W, 3), `goal_c2w` (4, 4), and `twists` (max_chunks, 6), a way to it, ending
+        in zeros where it is shorter.
 
         Raises:
             ValueError: limits so small that no such path leaves the tolerance.
@@ -161,20 +195,40 @@ class GoalTask(Task):
             twists = draw_walk(opening, int(opening.rng.integers(1, self.max_chunks + 1)))
             path = walk_path(twists)
             if not self._arrived(path[-1], np.eye(4)):
-                rest = np.zeros((self.max_chunks - len(twists), 6))
-                return {"goal_image": opening.look(path)[-1].copy(), "goal_c2w": path[-1], "twists": np.concatenate([twists, rest])}
+                padding = np.zeros((self.max_chunks - len(twists), 6))
+                return {
+                    "goal_image": opening.look(path)[-1].copy(),
+                    "goal_c2w": path[-1],
+                    "twists": np.concatenate([twists, padding]),
+                }
         raise ValueError(
-            f"got max_translation_m={opening.max_translation_m:g} and max_rotation_rad={opening.max_rotation_rad:g}; wanted limits that "
-            f"take the camera further than {self.tolerance_m:g} m or {self.tolerance_deg:g} degrees within {self.max_chunks} chunks: "
+            f"got max_translation_m={opening.max_translation_m:g} and "
+            f"max_rotation_rad={opening.max_rotation_rad:g}; wanted limits that "
+            f"take the camera further than {self.tolerance_m:g} m or {self.tolerance_deg:g} degrees within "
+            f"{self.max_chunks} chunks: "
             "raise them, or pass task=GoalTask(tolerance_m=..., tolerance_deg=...)"
         )
+
+    def check(self, goal: Goal) -> None:
+        """ValueError unless it has a picture, a pose and twists."""
+        _require_keys(goal, "goal_image", "goal_c2w", "twists")
+        picture = goal["goal_image"]
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
+            raise ValueError(f"got goal_image of {picture.dtype} {picture.shape}; wanted uint8 (H, W, 3)")
+        check_poses(goal["goal_c2w"][None], 1, "goal_c2w")
+        twists = goal["twists"]
+        if twists.ndim != 2 or twists.shape[1] != 6 or not np.isfinite(twists).all():
+            raise ValueError(f"got twists of shape {twists.shape}; wanted (chunks, 6) finite numbers")
 
     def judge(self, goal: Goal, moment: Moment) -> Verdict:
         """Distance gained, and the bonus on arrival."""
         now, target = moment.c2w[-1], goal["goal_c2w"]
         arrived = self._arrived(now, target)
-        gained = pose_distance(moment.before, target, self.metres_per_rad) - pose_distance(now, target, self.metres_per_rad)
-        return Verdict(gained + self.bonus * arrived, arrived)
+        is_new = arrived and not self._arrived(moment.before, target)  # somebody may step on after the end
+        gained = pose_distance(moment.before, target, self.metres_per_rad) - pose_distance(
+            now, target, self.metres_per_rad
+        )
+        return Verdict(gained + self.bonus * is_new, arrived)
 
     def info(self, goal: Goal, c2w: Array, chunk_index: int) -> dict[str, Any]:
         """`is_success`, `distance_m`, `angle_rad` and `goal_c2w` (4, 4)."""
@@ -192,7 +246,10 @@ class GoalTask(Task):
 
     def observe(self, goal: Goal, c2w: Array, chunk_index: int) -> dict[str, Any]:
         """The goal image, and the goal's pose seen from the camera, see `pose_vector`."""
-        return {"goal_image": goal["goal_image"].copy(), "goal_pose": pose_vector(_seen_from(c2w, goal["goal_c2w"]))}
+        return {
+            "goal_image": goal["goal_image"].copy(),
+            "goal_pose": pose_vector(_seen_from(c2w, goal["goal_c2w"])),
+        }
 
     def _arrived(self, c2w: Array, target: Array) -> bool:
         distance_m, angle_rad = pose_gap(c2w, target)
@@ -203,11 +260,12 @@ class GoalTask(Task):
 class FollowTask(Task):
     """The task called `follow`: be at one waypoint after the other, a chunk each.
 
-    The waypoints are those of a walk of `chunks` chunks (standing and looking around, walking, strafing), drawn like the paths of
-    `GoalTask`; after the last one it stays the target. A step is worth minus the deviation from its waypoint,
-    `deviation_m + metres_per_rad * deviation_rad`.
+    The waypoints are those of a walk of `chunks` chunks (standing and looking around, walking, strafing),
+    drawn like the paths of `GoalTask`; after the last one it stays the target. A step is worth minus the
+    deviation from its waypoint, `deviation_m + metres_per_rad * deviation_rad`.
 
-    No deviation ends the episode: as no step is worth more than 0, an agent would learn to leave the path for good.
+    No deviation ends the episode: as no step is worth more than 0, an agent would learn to leave the path for
+    good.
     """
 
     chunks: int = 40
@@ -223,15 +281,26 @@ class FollowTask(Task):
 
     def begin(self, opening: Opening) -> Goal:
         """`waypoints` (chunks, 4, 4): where to be at the end of each chunk."""
-        return {"waypoints": walk_path(draw_walk(opening, self.chunks))[CHUNK_FRAMES - 1 :: CHUNK_FRAMES].copy()}
+        return {
+            "waypoints": walk_path(draw_walk(opening, self.chunks))[CHUNK_FRAMES - 1 :: CHUNK_FRAMES].copy()
+        }
+
+    def check(self, goal: Goal) -> None:
+        """ValueError unless its waypoints are poses."""
+        _require_keys(goal, "waypoints")
+        check_poses(goal["waypoints"], name="waypoints")
 
     def judge(self, goal: Goal, moment: Moment) -> Verdict:
         """Minus the deviation; never ends."""
-        return Verdict(-pose_distance(moment.c2w[-1], self._waypoint(goal, moment.chunk_index), self.metres_per_rad))
+        return Verdict(
+            -pose_distance(moment.c2w[-1], self._waypoint(goal, moment.chunk_index), self.metres_per_rad)
+        )
 
     def info(self, goal: Goal, c2w: Array, chunk_index: int) -> dict[str, Any]:
         """`deviation_m` and `deviation_rad` from the waypoint of this chunk, 0.0 at reset."""
-        deviation_m, deviation_rad = pose_gap(c2w, self._waypoint(goal, chunk_index)) if chunk_index else (0.0, 0.0)
+        deviation_m, deviation_rad = (
+            pose_gap(c2w, self._waypoint(goal, chunk_index)) if chunk_index else (0.0, 0.0)
+        )
         return {"deviation_m": deviation_m, "deviation_rad": deviation_rad}
 
     def spaces(self, image_size: tuple[int, int]) -> dict[str, gym.spaces.Box]:
@@ -248,6 +317,11 @@ class FollowTask(Task):
         return goal["waypoints"][min(chunk_index, len(goal["waypoints"])) - 1]
 
 
+def _require_keys(goal: Goal, *keys: str) -> None:
+    if missing := [key for key in keys if key not in goal]:
+        raise ValueError(f"it needs {missing[0]!r}")
+
+
 def _require_at_least(least: int, **values: float) -> None:
     for name, value in values.items():
         if not value >= least:
@@ -261,18 +335,26 @@ def make_task(task: str | Task = "free", reward_fn: Callable[[Moment], float] | 
     """The task that an environment's arguments `task` and `reward_fn` mean.
 
     Raises:
-        ValueError: an unknown name, something that is neither a name nor a Task, or a reward function beside a task other than "free".
+        ValueError: an unknown name, something that is neither a name nor a Task, or a reward function beside
+            a task other than "free".
     """
     if reward_fn is not None:
         if task != "free":
-            raise ValueError(f"got reward_fn beside task={task!r}, which has a reward of its own; wanted one of the two")
+            raise ValueError(
+                f"got reward_fn beside task={task!r}, which has a reward of its own; wanted one of the two"
+            )
         if not callable(reward_fn):
-            raise ValueError(f"got reward_fn={reward_fn!r}; wanted a function of a Moment that returns a float")
+            raise ValueError(
+                f"got reward_fn={reward_fn!r}; wanted a function of a Moment that returns a float"
+            )
         return RewardTask(reward_fn)
     if isinstance(task, Task):
         return task
     if not isinstance(task, str) or task not in TASKS:
-        raise ValueError(f"got task={task!r}; wanted one of {', '.join(TASKS)}, or an object of a class derived from sana_wm_env.Task")
+        raise ValueError(
+            f"got task={task!r}; wanted one of {', '.join(TASKS)}, or an object of a class derived from "
+            "sana_wm_env.Task"
+        )
     return TASKS[task]()
 
 
@@ -291,46 +373,3 @@ def pose_distance(c2w: Array, other: Array, metres_per_rad: float) -> float:
 def _seen_from(c2w: Array, poses: Array) -> Array:
     """Poses (..., 4, 4) in the frame of the camera at c2w (4, 4)."""
     return np.linalg.inv(c2w) @ poses  # type: ignore[return-value]  # numpy's stubs lose the precision
-
-
-def draw_walk(opening: Opening, chunks: int) -> Array:
-    """Body twists (chunks, 6) of someone who walks and looks around on level ground, keeping clear of everything.
-
-    Ground is level where the first camera is. One intention lasts for three chunks; where it would run into something, the camera turns
-    on the spot instead.
-    """
-    pose, twists = np.eye(4), np.zeros((chunks, 6))
-    for chunk in range(chunks):
-        if chunk % 3 == 0:
-            walk, turn = _intention(opening)
-        path = compose(pose, twist_path(walk))
-        if not opening.is_clear(path).all():
-            walk, path = turn, compose(pose, twist_path(turn))
-        twists[chunk], pose = walk, path[-1]
-    return twists
-
-
-def walk_path(twists: Array) -> Array:
-    """Poses (24 * K, 4, 4) along body twists (K, 6), from the first frame (which is not among them)."""
-    path, pose = [], np.eye(4)
-    for twist in twists:
-        path.append(compose(pose, twist_path(twist)))
-        pose = path[-1][-1]
-    return np.concatenate(path)
-
-
-def _intention(opening: Opening) -> tuple[Array, Array]:
-    """A body twist (6,) to walk, strafe or look around, and one to turn on the spot in its stead."""
-    rng, metres, radians = opening.rng, opening.max_translation_m, opening.max_rotation_rad
-    kind = rng.choice(["walk", "strafe", "look"], p=[0.5, 0.2, 0.3])
-    speed, side = metres * rng.uniform(0.4, 1), rng.choice([-1, 1])
-    drift, rate = radians * rng.uniform(-0.5, 0.5), radians * rng.uniform(0.4, 1)
-    back = rng.random() < 0.25
-    turn = np.array([0, 0, 0, 0, side * rate, 0])
-    match kind:
-        case "walk":
-            return np.array([0, 0, -speed if back else speed, 0, drift, 0]), turn
-        case "strafe":
-            return np.array([side * speed, 0, 0, 0, drift / 2, 0]), turn
-        case _:
-            return turn, turn

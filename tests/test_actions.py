@@ -48,15 +48,21 @@ def test_spaces():
 
 def test_chunk_is_one_constant_twist():
     action = np.array([1, -0.5, 0, 0, 0.5, -1])
-    np.testing.assert_array_equal(action_path(action, "chunk", LIMITS), twist_path([0.6, -0.3, 0, 0, 0.15, -0.3]))
+    np.testing.assert_array_equal(
+        action_path(action, "chunk", LIMITS), twist_path([0.6, -0.3, 0, 0, 0.15, -0.3])
+    )
 
 
 def test_pieces_follow_each_other_in_the_frame_of_the_camera():
-    """Forward for 8 frames, a quarter turn to the right, forward again: that goes to the right of where it began."""
+    """Forward for 8 frames, a quarter turn to the right, forward again: that goes to the right of where it
+    began.
+    """
     limits = Limits(0.9, 3 * np.pi / 2)  # a piece gets a third: 0.3 m, a quarter turn
     path = action_path([0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0], "per_latent", limits)
     np.testing.assert_allclose(path[3, :3, 3], [0, 0, 0.15], atol=1e-12)
-    np.testing.assert_allclose(path[[7, 15, 23], :3, 3], [[0, 0, 0.3], [0, 0, 0.3], [0.3, 0, 0.3]], atol=1e-12)
+    np.testing.assert_allclose(
+        path[[7, 15, 23], :3, 3], [[0, 0, 0.3], [0, 0, 0.3], [0.3, 0, 0.3]], atol=1e-12
+    )
     np.testing.assert_allclose(path[15, :3, :3] @ [0, 0, 1], [1, 0, 0], atol=1e-12)
 
 
@@ -135,8 +141,12 @@ def test_an_environment_moves_as_its_mode_says(env_id):
     assert (env.step(np.zeros(18, np.float32))[4]["c2w"] == np.eye(4)).all()
     with pytest.raises(ValueError, match=r"shape \(6,\); wanted 18 numbers .*'per_latent'"):
         env.step(np.zeros(6, np.float32))
-    turn = np.float32([0, 0, 0, 0, 1, 0] + [0, 0, 0, 0, -1, 0] * 2)  # in the exact rooms no wall can stop a turn
-    np.testing.assert_allclose(env.step(turn)[4]["c2w"], action_path(turn, "per_latent", env.unwrapped.limits), atol=1e-12)
+    turn = np.float32(
+        [0, 0, 0, 0, 1, 0] + [0, 0, 0, 0, -1, 0] * 2
+    )  # in the exact rooms no wall can stop a turn
+    np.testing.assert_allclose(
+        env.step(turn)[4]["c2w"], action_path(turn, "per_latent", env.unwrapped.limits), atol=1e-12
+    )
 
 
 def test_the_mode_is_part_of_the_spec(mode):
@@ -185,14 +195,20 @@ def spoiled(mode, value):
     ids=["nan", "infinity", "range", "length", "axes", "scalar", "text", "none"],
 )
 def test_bad_actions_are_refused_with_the_layout(mode, make, cause):
-    with pytest.raises(ValueError, match=f"{cause}.*wanted {SIZES[mode]} numbers.*{mode}|wanted {SIZES[mode]} numbers.*{mode}.*ClipAction"):
+    with pytest.raises(
+        ValueError,
+        match=f"{cause}.*wanted {SIZES[mode]} numbers.*{mode}|wanted {SIZES[mode]} "
+        f"numbers.*{mode}.*ClipAction",
+    ):
         action_path(make(mode), mode, LIMITS, batch=())
 
 
 def test_a_bad_row_is_named():
     batch = np.zeros((4, 18))
     batch[3, 7] = 2
-    with pytest.raises(ValueError, match=r"at \[3, 7\]: 2; wanted 4 x 18 numbers.*3 twists in one row.*8 frames"):
+    with pytest.raises(
+        ValueError, match=r"at \[3, 7\]: 2\.0; wanted 4 x 18 numbers.*3 twists in one row.*8 frames"
+    ):
         action_path(batch, "per_latent", LIMITS, batch=(4,))
     with pytest.raises(ValueError, match=r"shape \(3, 18\); wanted 4 x 18"):
         action_path(batch[:3], "per_latent", LIMITS, batch=(4,))
@@ -200,7 +216,9 @@ def test_a_bad_row_is_named():
 
 def test_unknown_mode():
     for call in (lambda: action_space("per_second"), lambda: action_path(np.zeros(6), "per_second", LIMITS)):
-        with pytest.raises(ValueError, match="got action_mode='per_second'; wanted one of chunk, per_latent, per_frame"):
+        with pytest.raises(
+            ValueError, match="got action_mode='per_second'; wanted one of chunk, per_latent, per_frame"
+        ):
             call()
 
 
@@ -219,7 +237,10 @@ def test_a_twist_and_its_action(action):
 def test_velocities_to_an_action():
     action = twist_to_action(twist(v=(0, 0, 0.2), w=(0, -0.1, 0)), LIMITS)
     np.testing.assert_allclose(action, [0, 0, 0.5, 0, -0.5, 0], atol=1e-7)
-    with pytest.raises(ValueError, match=r"up to 0.75 m and 0.15 rad per chunk.*at most 0.6 m and 0.3 rad.*max_translation_m=0.75"):
+    with pytest.raises(
+        ValueError,
+        match=r"up to 0.75 m and 0.15 rad per chunk.*at most 0.6 m and 0.3 rad.*max_translation_m=0.75",
+    ):
         twist_to_action(twist(v=(0, 0, 0.5), w=(0, -0.1, 0)), LIMITS)
     with pytest.raises(ValueError, match="NaN"):
         twist_to_action(np.full(6, np.nan), LIMITS)
@@ -230,7 +251,9 @@ def test_velocities_to_an_action():
 def test_any_path_can_be_driven(driven, world):
     """Wherever its world has its origin."""
     first = action_path(driven[0], "per_frame", LIMITS)
-    path = np.concatenate([np.eye(4)[None], first, compose(first[-1], action_path(driven[1], "per_frame", LIMITS))])
+    path = np.concatenate(
+        [np.eye(4)[None], first, compose(first[-1], action_path(driven[1], "per_frame", LIMITS))]
+    )
     found = actions_from_path(compose(twist_path(world, 1)[0], path), LIMITS)
     assert found.shape == (2, 144) and action_space("per_frame").contains(found[0])
     np.testing.assert_allclose(found, driven, atol=1e-5)
@@ -243,7 +266,9 @@ def test_any_path_can_be_driven(driven, world):
 
 def test_a_path_that_cannot_be_driven_is_refused_with_figures():
     path = np.concatenate([np.eye(4)[None], twist_path([0, 0, 1.2, 0, 0.5, 0])])
-    with pytest.raises(ValueError, match=r"up to 1.2 m and 0.5 rad per chunk.*max_translation_m=1.2, max_rotation_rad=0.5"):
+    with pytest.raises(
+        ValueError, match=r"up to 1.2 m and 0.5 rad per chunk.*max_translation_m=1.2, max_rotation_rad=0.5"
+    ):
         actions_from_path(path, LIMITS)
     actions_from_path(path, (1.2, 0.5))  # what the message says suffices
     with pytest.raises(ValueError, match=r"got 24 poses, the first of which .* got 23 frames; .* 24 and 48"):

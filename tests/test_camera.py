@@ -49,7 +49,9 @@ def test_translation_goes_along_the_axes_of_the_camera(moves, direction):
     ids=["looks up", "turns right", "rolls clockwise"],
 )
 def test_rotation_signs(axis, looked_at, becomes):
-    """A quarter turn takes the axis of the camera to the stated direction of the world (x right, y down, z forward)."""
+    """A quarter turn takes the axis of the camera to the stated direction of the world (x right, y down, z
+    forward).
+    """
     turn = np.zeros(6)
     turn[axis] = np.pi / 2
     np.testing.assert_allclose(twist_path(turn)[-1, :3, :3] @ looked_at, becomes, atol=1e-12)
@@ -95,9 +97,20 @@ def mirror(path):
         (twist_path(np.ones(6)), 48, "got 24 poses; wanted 48"),
         (twist_path(np.ones(6))[:, :3], None, "append the row 0 0 0 1"),
         (np.eye(4), None, "wanted .F, 4, 4."),
-        ([["a"]], None, "not an array of numbers"),
+        ([["a"]], None, "wanted an array of real numbers"),
     ],
-    ids=["transposed", "mirrored", "nan", "scaled", "sheared", "projection", "length", "3x4", "single", "text"],
+    ids=[
+        "transposed",
+        "mirrored",
+        "nan",
+        "scaled",
+        "sheared",
+        "projection",
+        "length",
+        "3x4",
+        "single",
+        "text",
+    ],
 )
 def test_bad_poses_are_refused_with_the_likely_cause(poses, length, cause):
     with pytest.raises(ValueError, match=f"(?s){cause}"):
@@ -121,11 +134,14 @@ def test_converters_have_known_answers():
     np.testing.assert_allclose(opengl[:3, 2], [-1, 0, 0], atol=1e-12)  # +z points backward
     np.testing.assert_allclose(opengl[:3, 1], [0, -1, 0], atol=1e-12)  # +y points up
     np.testing.assert_allclose(from_unreal_cm(unreal(100, 20, 3))[0, :3, 3], [0.2, -0.03, 1])
-    np.testing.assert_allclose(to_unreal_cm(from_unreal_cm(unreal(100, 20, 3))), unreal(100, 20, 3), atol=1e-12)
+    np.testing.assert_allclose(
+        to_unreal_cm(from_unreal_cm(unreal(100, 20, 3))), unreal(100, 20, 3), atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(
-    "convert", [from_w2c, to_w2c, from_opengl, to_opengl, from_unreal_cm, to_unreal_cm, step_twists, relative_to_first]
+    "convert",
+    [from_w2c, to_w2c, from_opengl, to_opengl, from_unreal_cm, to_unreal_cm, step_twists, relative_to_first],
 )
 def test_converters_refuse_what_is_no_pose(convert):
     path = twist_path([0.1, 0.2, 0.3, 0.1, 0.2, 0.3])
@@ -165,7 +181,10 @@ def test_bad_velocities_are_refused(wrong, cause):
 
 def test_a_path_of_changing_velocity_has_no_twist():
     path = np.concatenate(
-        [twist_path([0, 0, 0.3, 0, 0, 0], 12), compose(twist_path([0, 0, 0.3, 0, 0, 0], 1), twist_path([0, 0, 0.6, 0, 0, 0], 12))]
+        [
+            twist_path([0, 0, 0.3, 0, 0, 0], 12),
+            compose(twist_path([0, 0, 0.3, 0, 0, 0], 1), twist_path([0, 0, 0.6, 0, 0, 0], 12)),
+        ]
     )
     with pytest.raises(ValueError, match=r"velocity changes.*path\[11\] by 0.15.*actions_from_path"):
         path_twist(path)
@@ -196,7 +215,7 @@ def test_intrinsics_in_both_forms():
         ((50, 50, 32), r"shape \(3,\)"),
         ([[50, 2, 32], [0, 50, 32], [0, 0, 1]], "skew"),
         ([[50, 0, 0], [0, 50, 0], [32, 32, 1]], "transposed"),
-        ("wide", "not an array of numbers"),
+        ("wide", "wanted an array of real numbers"),
     ],
 )
 def test_bad_intrinsics_are_refused(intrinsics, cause):

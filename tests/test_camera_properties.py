@@ -26,7 +26,9 @@ from sana_wm_env.camera import (
 few = settings(max_examples=40)
 numbers = st.floats(-1.5, 1.5, allow_subnormal=False)
 twists = arrays(np.float64, 6, elements=numbers)
-paths = arrays(np.float64, st.tuples(st.integers(1, 9), st.just(6)), elements=numbers)  # any poses, by their twists
+paths = arrays(
+    np.float64, st.tuples(st.integers(1, 9), st.just(6)), elements=numbers
+)  # any poses, by their twists
 
 
 def pose(coordinates):
@@ -70,7 +72,9 @@ def test_two_halves_are_the_whole(twist):
 def test_velocity_is_constant_in_the_body_frame(twist):
     path = np.concatenate([np.eye(4)[None], twist_path(twist)])
     steps = RigidTransform.from_matrix(path[:-1]).inv() * RigidTransform.from_matrix(path[1:])
-    np.testing.assert_allclose(steps.as_exp_coords(), np.tile(np.roll(twist, 3) / CHUNK_FRAMES, (CHUNK_FRAMES, 1)), atol=1e-9)
+    np.testing.assert_allclose(
+        steps.as_exp_coords(), np.tile(np.roll(twist, 3) / CHUNK_FRAMES, (CHUNK_FRAMES, 1)), atol=1e-9
+    )
     np.testing.assert_allclose(step_twists(path), np.tile(twist / CHUNK_FRAMES, (CHUNK_FRAMES, 1)), atol=1e-9)
 
 
@@ -138,7 +142,11 @@ def test_one_path_in_four_conventions(path):
     """The same motion, whichever tool it came from."""
     path = poses(path)
     wanted = relative_to_first(path)
-    for foreign in (from_w2c(np.linalg.inv(path)), from_opengl(to_opengl(path)), from_unreal_cm(to_unreal_cm(path))):
+    for foreign in (
+        from_w2c(np.linalg.inv(path)),
+        from_opengl(to_opengl(path)),
+        from_unreal_cm(to_unreal_cm(path)),
+    ):
         np.testing.assert_allclose(relative_to_first(foreign), wanted, atol=1e-6)
 
 
@@ -148,10 +156,18 @@ def test_spoiled_poses_are_refused_with_the_cause(path, data):
     path = poses(path)
     index = data.draw(st.integers(0, len(path) - 1), "index")
     mirrored, scaled, rough = path.copy(), path.copy(), path.copy()
-    mirrored[index] = mirrored[index] @ np.diag(np.r_[data.draw(st.sampled_from([(-1, 1, 1), (1, -1, 1), (1, 1, -1), (-1, -1, -1)])), 1])
+    mirrored[index] = mirrored[index] @ np.diag(
+        np.r_[data.draw(st.sampled_from([(-1, 1, 1), (1, -1, 1), (1, 1, -1), (-1, -1, -1)])), 1]
+    )
     scaled[index, :3, :3] *= data.draw(st.floats(1.01, 100) | st.floats(0.01, 0.99), "scale")
-    rough[index, data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3))] = data.draw(st.sampled_from([np.nan, np.inf, -np.inf]))
-    for spoiled, cause in ((mirrored, "is mirrored"), (scaled, "rotation scaled by"), (rough, "NaN or infinity")):
+    rough[index, data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3))] = data.draw(
+        st.sampled_from([np.nan, np.inf, -np.inf])
+    )
+    for spoiled, cause in (
+        (mirrored, "is mirrored"),
+        (scaled, "rotation scaled by"),
+        (rough, "NaN or infinity"),
+    ):
         with pytest.raises(ValueError, match=cause):
             check_poses(spoiled)
     if np.abs(path[0, :3, 3]).max() > 1e-3:  # without a translation a transposed pose is a pose

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sana_wm_env import cli
-from sana_wm_env.model.storage.checkpoint import resolve_world
+from sana_wm_env.model.storage.worlds import resolve_world
 
 KEYS = Path(__file__).parent / "fixtures" / "checkpoint_keys.json"
 
@@ -37,11 +37,19 @@ def test_inspect_counts_what_is_there(tmp_path, capsys):
 
 
 def test_inspect_names_what_does_not_fit(tmp_path, capsys):
-    held = {"t_block.1.bias": torch.ones(3), "extra": torch.zeros(1), "blocks.0.attn.qkv.weight": torch.ones(6720, 2240)}
+    held = {
+        "t_block.1.bias": torch.ones(3),
+        "extra": torch.zeros(1),
+        "blocks.0.attn.qkv.weight": torch.ones(6720, 2240),
+    }
     save_file(held, tmp_path / "odd.safetensors")
     assert cli.main(["checkpoint", "inspect", str(tmp_path / "odd.safetensors")]) == 1
     said = capsys.readouterr().out
-    assert "unexpected  extra" in said and "t_block.1.bias (3,) instead of (13440,)" in said and "x_embedder.proj.weight" in said
+    assert (
+        "unexpected  extra" in said
+        and "t_block.1.bias (3,) instead of (13440,)" in said
+        and "x_embedder.proj.weight" in said
+    )
     norm = (6720 * 2240) ** 0.5
     assert f"blocks.0.attn.qkv.weight {norm:.2f} (720.04 is reported" in said
 
@@ -49,10 +57,15 @@ def test_inspect_names_what_does_not_fit(tmp_path, capsys):
 def test_convert_there_and_back(tmp_path, capsys):
     first, second = tmp_path / "diffusers", tmp_path / "world"
     assert cli.main(["checkpoint", "convert", "rooms", str(first), "--to", "diffusers"]) == 0
-    assert cli.main(["checkpoint", "inspect", str(first)]) == 0 and "layout      diffusers" in capsys.readouterr().out
+    assert (
+        cli.main(["checkpoint", "inspect", str(first)]) == 0
+        and "layout      diffusers" in capsys.readouterr().out
+    )
     assert cli.main(["checkpoint", "convert", str(first), str(second), "--to", "world"]) == 0
     for name in ("transformer", "transformer-undistilled", "autoencoder"):
-        before, after = (load_file(folder / f"{name}.safetensors") for folder in (resolve_world("rooms"), second))
+        before, after = (
+            load_file(folder / f"{name}.safetensors") for folder in (resolve_world("rooms"), second)
+        )
         assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     assert cli.main(["checkpoint", "convert", "rooms", str(second), "--to", "world"]) == 2
     assert "holds config.json already; wanted a new folder" in capsys.readouterr().err
@@ -61,4 +74,7 @@ def test_convert_there_and_back(tmp_path, capsys):
 @pytest.mark.parametrize("argv", [["inspect", "nowhere"], ["convert", "nowhere", "out", "--to", "native"]])
 def test_an_unknown_checkpoint_is_refused(argv, capsys):
     assert cli.main(["checkpoint", *argv]) == 2
-    assert "unknown world 'nowhere'" in capsys.readouterr().err and not Path("out").joinpath("config.json").exists()
+    assert (
+        "unknown world 'nowhere'" in capsys.readouterr().err
+        and not Path("out").joinpath("config.json").exists()
+    )

@@ -52,7 +52,9 @@ def test_no_command_shows_help(capsys):
     assert exit_.value.code == 0 and "generate" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("argv", [["genrate"], ["evaluate", "beauty"], ["generate", "--sede", "1"], ["train", "--steps", "1"]])
+@pytest.mark.parametrize(
+    "argv", [["genrate"], ["evaluate", "beauty"], ["generate", "--sede", "1"], ["train", "--steps", "1"]]
+)
 def test_unknown_words_exit_2(argv, capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main(argv)
@@ -91,16 +93,38 @@ def test_parity_exit_codes(tmp_path, capsys):
 
 
 def test_fidelity_report_repeats_byte_for_byte(tmp_path, capsys):
-    world = gym.registry["SanaWM-v0"].kwargs.get("world", "rooms")
-    argv = ["evaluate", "fidelity", "--world", world, "--episodes", "2", "--chunks", "2", "--batch", "2", "--seed", "40"]
+    world = gym.registry["SanaWM-v0"].kwargs.get("world", "tiny-rooms")
+    argv = [
+        "evaluate",
+        "fidelity",
+        "--world",
+        world,
+        "--episodes",
+        "2",
+        "--chunks",
+        "2",
+        "--batch",
+        "2",
+        "--seed",
+        "40",
+    ]
     for name in ("a", "b"):
-        assert cli.main([*argv, "--json", str(tmp_path / f"{name}.json"), "--out", str(tmp_path / "sheets")]) == 0
+        assert (
+            cli.main([*argv, "--json", str(tmp_path / f"{name}.json"), "--out", str(tmp_path / "sheets")])
+            == 0
+        )
     first, second = ((tmp_path / f"{name}.json").read_bytes() for name in ("a", "b"))
     assert first == second
     report = json.loads(first)
     assert report["config"]["episodes"] == 2 and len(report["weights_sha256"]) == 64
     for rooms in ("home", "held-out"):
-        assert set(report[rooms]["figures"]) == {"psnr_db", "ssim", "psnr_visible_db", "ssim_visible", "histogram_overlap"}
+        assert set(report[rooms]["figures"]) == {
+            "psnr_db",
+            "ssim",
+            "psnr_visible_db",
+            "ssim_visible",
+            "histogram_overlap",
+        }
         for conditions in report[rooms]["figures"].values():
             assert set(conditions) == {"autoencoder", "world", "still", "shuffled", "reversed"}
             assert all(len(cells) == 2 for cells in conditions.values())

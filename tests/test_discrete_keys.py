@@ -32,7 +32,16 @@ def test_a_key_moves_the_camera_for_a_chunk(env_id):
     with DiscreteKeys(gym.make(env_id)) as env:
         assert env.action_space == gym.spaces.Discrete(9) and len(KEYS) == 9
         assert env.meanings == (
-            *("forward", "turn left", "back", "turn right", "look up", "step left", "look down", "step right"),
+            *(
+                "forward",
+                "turn left",
+                "back",
+                "turn right",
+                "look up",
+                "step left",
+                "look down",
+                "step right",
+            ),
             "stand",
         )
         env.reset(seed=7)
@@ -49,16 +58,26 @@ def test_every_key_in_every_mode(scheme, mode):
     for index, key in enumerate(KEYS):
         action = env.action(index)
         assert env.env.action_space.contains(action)
-        np.testing.assert_allclose(action_path(action, mode, env.unwrapped.limits), keys_to_path(f"{key}-24", scheme)[1:], atol=1e-5)
+        np.testing.assert_allclose(
+            action_path(action, mode, env.unwrapped.limits), keys_to_path(f"{key}-24", scheme)[1:], atol=1e-5
+        )
     looks_up = poses(env, "i")[0]
     ahead = compose(looks_up, action_path(env.action(0), mode, env.unwrapped.limits))[-1]
-    np.testing.assert_allclose(ahead, keys_to_path("i-24,w-24", scheme)[-1], atol=1e-5)  # up is where it looks, not where it walks
+    np.testing.assert_allclose(
+        ahead, keys_to_path("i-24,w-24", scheme)[-1], atol=1e-5
+    )  # up is where it looks, not where it walks
 
 
 def test_the_documented_table():
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (DiscreteKeys.__doc__ or "").splitlines() if "|" in line][2:]
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in (DiscreteKeys.__doc__ or "").splitlines()
+        if "|" in line
+    ][2:]
     for column, scheme in ((2, "sana-v2"), (3, "sana-v1")):
-        assert [(row[0], row[1], row[column]) for row in rows] == [(str(i), key, words(key, scheme)) for i, key in enumerate(KEYS)]
+        assert [(row[0], row[1], row[column]) for row in rows] == [
+            (str(i), key, words(key, scheme)) for i, key in enumerate(KEYS)
+        ]
 
 
 def test_reset_starts_level_again():
@@ -73,7 +92,9 @@ def test_bad_actions_are_refused_and_change_nothing():
     env = wrapped()
     env.reset(seed=0)
     for bad in (9, -1, 0.5, "w", None, np.zeros(6, np.float32)):
-        with pytest.raises(ValueError, match=r"wanted a whole number from 0 to 8, one of w a s d i j k l none"):
+        with pytest.raises(
+            ValueError, match=r"wanted a whole number from 0 to 8, one of w a s d i j k l none"
+        ):
             env.step(bad)
     for fine in (3, np.int64(8), np.array(8)):
         info = env.step(fine)[4]
@@ -81,7 +102,9 @@ def test_bad_actions_are_refused_and_change_nothing():
 
 
 def test_what_cannot_be_wrapped_is_refused():
-    with pytest.raises(ValueError, match=r"keys of sana-v1 are too fast .* 1.2 m and 0.5027 rad .* max_translation_m=1.2"):
+    with pytest.raises(
+        ValueError, match=r"keys of sana-v1 are too fast .* 1.2 m and 0.5027 rad .* max_translation_m=1.2"
+    ):
         wrapped(scheme="sana-v1")
     with pytest.raises(ValueError, match=r"'sana-v3'; wanted one of sana-v1, sana-v2"):
         wrapped(scheme="sana-v3")
@@ -104,5 +127,7 @@ def test_checkers_are_silent():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env_sb3(wrapped())
-        warnings.filterwarnings("ignore", ".*different from the unwrapped version")  # so it is, that is the point
+        warnings.filterwarnings(
+            "ignore", ".*different from the unwrapped version"
+        )  # so it is, that is the point
         check_env(wrapped(), skip_render_check=True)

@@ -1,4 +1,6 @@
-"""`sana-wm download`: what it lists without a connection, what it refuses, and a real download from a hub on this machine."""
+"""`sana-wm download`: what it lists without a connection, what it refuses, and a real download from a hub on
+this machine.
+"""
 
 import json
 import os
@@ -59,12 +61,16 @@ def test_optional_parts_and_parts_by_their_own_name(capsys, no_connection):
 
 MEMORY = (
     f"{STREAMING} needs at least 13.0 GB on cpu (offload={{'text': 'release'}}), where 12.0 GB are free; "
-    "the nearest world that fits is 'rooms', with nothing to fetch"
+    "the nearest world that fits is 'tiny-rooms', with nothing to fetch"
 )
 
 
-@pytest.mark.parametrize("memory, disk, said", [(12, 100, MEMORY), (100, 12, "13.0 GB are to be fetched and 12.0 GB are free in")])
-def test_what_has_no_room_is_refused_before_a_byte_moves(memory, disk, said, monkeypatch, capsys, no_connection):
+@pytest.mark.parametrize(
+    "memory, disk, said", [(12, 100, MEMORY), (100, 12, "13.0 GB are to be fetched and 12.0 GB are free in")]
+)
+def test_what_has_no_room_is_refused_before_a_byte_moves(
+    memory, disk, said, monkeypatch, capsys, no_connection
+):
     monkeypatch.setattr(download, "free_memory", lambda device: memory * 10**9)
     monkeypatch.setattr(download, "free_disk", lambda: disk * 10**9)
     assert cli.main(["download", STREAMING, "--device", "cpu"]) == 2
@@ -80,7 +86,9 @@ def test_offline_is_respected(monkeypatch, capsys, no_connection):
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Of the hub's API what a download asks for: a revision, the tree of a commit, the head and the body of a file."""
+    """Of the hub's API what a download asks for: a revision, the tree of a commit, the head and the body of a
+    file.
+    """
 
     def __init__(self, files: dict[str, bytes], *args):
         self.files = files
@@ -98,7 +106,10 @@ class Hub(BaseHTTPRequestHandler):
     def _answer(self, body: bool):
         path = self.path.partition("?")[0]
         if "/tree/" in path:
-            entries = [{"type": "file", "path": n, "size": len(c), "oid": sha1(c).hexdigest()} for n, c in self.files.items()]
+            entries = [
+                {"type": "file", "path": n, "size": len(c), "oid": sha1(c).hexdigest()}
+                for n, c in self.files.items()
+            ]
             content, headers = json.dumps(entries).encode(), {}
         elif "/resolve/" in path:
             content = self.files[path.partition(f"/resolve/{COMMIT}/")[2]]
@@ -107,7 +118,11 @@ class Hub(BaseHTTPRequestHandler):
             name = path.removeprefix("/api/models/").partition("/revision/")[0]
             content, headers = json.dumps({"id": name, "sha": COMMIT, "siblings": []}).encode(), {}
         self.send_response(200)
-        for key, value in {**headers, "Content-Length": str(len(content)), "Content-Type": "application/json"}.items():
+        for key, value in {
+            **headers,
+            "Content-Length": str(len(content)),
+            "Content-Type": "application/json",
+        }.items():
             self.send_header(key, value)
         self.end_headers()
         if body:
@@ -116,20 +131,37 @@ class Hub(BaseHTTPRequestHandler):
 
 def test_a_download_takes_what_the_table_names_and_nothing_else(cache, monkeypatch):
     constants = pytest.importorskip("huggingface_hub.constants")
-    files = {"config.json": b"{}", "model.safetensors": b"weights", "tokenizer.model": b"words", "model.gguf": b"for others"}
+    files = {
+        "config.json": b"{}",
+        "model.safetensors": b"weights",
+        "tokenizer.model": b"words",
+        "model.gguf": b"for others",
+    }
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, files))
     Thread(target=server.serve_forever, daemon=True).start()
-    environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_DISABLE_XET": "1"}
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HUB_DISABLE_XET": "1",
+    }
     try:
         result = subprocess.run(
-            [sys.executable, "-m", "sana_wm_env.cli", "download", GEMMA], capture_output=True, text=True, env=environment, timeout=100
+            [sys.executable, "-m", "sana_wm_env.cli", "download", GEMMA],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=100,
         )
     finally:
         server.shutdown()
     assert result.returncode == 0, result.stderr
     folder = cache / "models--Efficient-Large-Model--gemma-2-2b-it" / "snapshots" / COMMIT
-    assert {file.name: file.read_bytes() for file in folder.iterdir()} == {n: c for n, c in files.items() if n != "model.gguf"}
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == {
+        n: c for n, c in files.items() if n != "model.gguf"
+    }
     assert "fetching 14 bytes, by the hub's own count" in result.stdout
     assert f"in {folder}\nworld='{GEMMA}@{COMMIT}' opens this very commit" in result.stdout
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    assert downloaded(GEMMA) == downloaded(f"{GEMMA}@{COMMIT}") == folder  # although the hub has a file that is not here
+    assert (
+        downloaded(GEMMA) == downloaded(f"{GEMMA}@{COMMIT}") == folder
+    )  # although the hub has a file that is not here

@@ -17,7 +17,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 import sana_wm_env
 from sana_wm_env.camera import check_poses, compose, relative_to_first, twist_path
-from sana_wm_env.model.storage.checkpoint import resolve_world
+from sana_wm_env.model.storage.worlds import resolve_world
 
 FORWARD = np.array([0, 0, 0.5, 0, 0.5, 0], np.float32)
 STILL = np.zeros(6, np.float32)
@@ -87,7 +87,13 @@ def test_spec_survives_json_and_pickle(env_id):
 
 @pytest.mark.filterwarnings("ignore:.*render_mode")  # Gymnasium warns before we refuse
 @pytest.mark.parametrize(
-    "name, value", [("obs_mode", "video"), ("render_mode", "ansi"), ("max_translation_m", 0), ("max_rotation_rad", float("nan"))]
+    "name, value",
+    [
+        ("obs_mode", "video"),
+        ("render_mode", "ansi"),
+        ("max_translation_m", 0),
+        ("max_rotation_rad", float("nan")),
+    ],
 )
 def test_bad_arguments_are_refused(env_id, name, value):
     with pytest.raises(ValueError, match=f"got {name}="):
@@ -169,9 +175,15 @@ def test_two_processes_agree_to_the_byte(env_id):
     code = "import hashlib, numpy, gymnasium, sana_wm_env\n"
     code += f"env, total = gymnasium.make({env_id!r}, **{gym.registry[env_id].kwargs}), hashlib.sha256()\n"
     code += "total.update(env.reset(seed=7)[0]); env.action_space.seed(7)\n"
-    code += "for _ in range(3): obs, *_, info = env.step(env.action_space.sample()); total.update(obs); total.update(info['c2w'].copy())\n"
+    code += (
+        "for _ in range(3): obs, *_, info = env.step(env.action_space.sample()); total.update(obs); "
+        "total.update(info['c2w'].copy())\n"
+    )
     code += "print(total.hexdigest())"
-    outputs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    outputs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
     assert outputs[0] == outputs[1] and len(outputs[0]) == 65
 
 
@@ -200,7 +212,13 @@ def test_alternating_environments_do_not_disturb_each_other(env_id):
 
 @pytest.mark.parametrize(
     "action, cause",
-    [(np.full(6, np.nan), "NaN"), (np.zeros(5), r"shape \(5,\)"), (np.full(6, 2.0), "within"), ("w", "type str"), (None, "wanted 6")],
+    [
+        (np.full(6, np.nan), "NaN"),
+        (np.zeros(5), r"shape \(5,\)"),
+        (np.full(6, 2.0), "within"),
+        ("w", "type str"),
+        (None, "wanted 6"),
+    ],
 )
 def test_a_bad_action_changes_nothing(env, action, cause):
     env.reset(seed=7)
@@ -215,7 +233,8 @@ def test_a_bad_action_changes_nothing(env, action, cause):
 
 
 @pytest.mark.parametrize(
-    "options, cause", [({"images": 1}, "'images'; wanted"), (["image"], "type list"), ({"intrinsics": (1, 2)}, "intrinsics")]
+    "options, cause",
+    [({"images": 1}, "'images'; wanted"), (["image"], "type list"), ({"intrinsics": (1, 2)}, "intrinsics")],
 )
 def test_a_bad_option_changes_nothing(env, options, cause):
     env.reset(seed=7)
@@ -249,7 +268,7 @@ def test_rgb_array_is_the_newest_frame(env_id):
     obs = env.step(FORWARD)[0]
     shown = env.render()
     assert (obs[-1] == shown).all() and not np.shares_memory(shown, env.render())
-    assert env.metadata["render_fps"] == 16
+    assert env.metadata["render_fps"] == 16 / 24  # one picture a step
 
 
 def test_rgb_array_list_is_every_frame_once(env_id):
@@ -280,11 +299,16 @@ def test_own_image(imagined, tmp_path, as_file):
     height, width = imagined.unwrapped.image_size
     picture = np.random.default_rng(0).integers(0, 256, (2 * height, 4 * width, 3), np.uint8)
     Image.fromarray(picture).save(tmp_path / "first.png")
-    options = {"image": str(tmp_path / "first.png") if as_file else picture, "intrinsics": (2.0 * width, 2 * width, 2 * width, height)}
+    options = {
+        "image": str(tmp_path / "first.png") if as_file else picture,
+        "intrinsics": (2.0 * width, 2 * width, 2 * width, height),
+    }
     obs, info = imagined.reset(seed=0, options=options | {"prompt": "a blue room"})
     expected = Image.fromarray(picture).resize((2 * width, height), Image.Resampling.LANCZOS)
     assert (obs[0] == np.asarray(expected)[:, width // 2 : width // 2 + width]).all()
-    np.testing.assert_allclose(info["intrinsics_px"], [[width, 0, width / 2], [0, width, height / 2], [0, 0, 1]])
+    np.testing.assert_allclose(
+        info["intrinsics_px"], [[width, 0, width / 2], [0, width, height / 2], [0, 0, 1]]
+    )
     assert imagined.step(FORWARD)[0].shape == (24, height, width, 3)
 
 
@@ -300,7 +324,10 @@ def test_prompt_is_heard(imagined):
     "options, cause",
     [
         ({"image": np.zeros((64, 64, 3), np.uint8)}, "fov_deg"),
-        ({"image": np.zeros((64, 64, 3), np.uint8), "fov_deg": 65, "intrinsics": (60, 60, 32, 32)}, "wanted one of them"),
+        (
+            {"image": np.zeros((64, 64, 3), np.uint8), "fov_deg": 65, "intrinsics": (60, 60, 32, 32)},
+            "wanted one of them",
+        ),
         ({"image": np.zeros((64, 64, 3), np.uint8), "fov_deg": 200}, "less than 170"),
         ({"fov_deg": 65}, "without an image"),
         ({"image": np.zeros((64, 64, 3)), "intrinsics": (50, 50, 32, 32)}, "float64"),
@@ -338,7 +365,9 @@ def test_a_world_of_clips_is_refused_before_it_is_opened(tmp_path):
     """Weights that need many steps per clip would give something in few, and something wrong."""
     settings = json.loads((resolve_world("rooms") / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**settings, "variants": ["bidirectional"]}))
-    with pytest.raises(ValueError, match="the world 'rooms' has no variant 'streaming'; it has bidirectional"):
+    with pytest.raises(
+        ValueError, match="the world 'rooms' has no variant 'streaming'; it has bidirectional"
+    ):
         gym.make("SanaWM-v0", world=str(tmp_path))
 
 

@@ -16,13 +16,19 @@ def in_words(text, scheme):
 
 
 def test_the_segments_of_both_schemes():
-    coasted = sum(np.exp(-np.arange(1, 25) / 16))  # frames' worth of motion after the keys, with a time constant of one second
+    coasted = sum(
+        np.exp(-np.arange(1, 25) / 16)
+    )  # frames' worth of motion after the keys, with a time constant of one second
     assert in_words("w-48,dw-24,none-24", "sana-v2") == [
         "forward 1.20 m",
         "forward 0.60 m, turn right 14.4 degrees",
         f"forward {0.025 * coasted:.2f} m (coasting), turn right {0.6 * coasted:.1f} degrees (coasting)",
     ]
-    assert in_words("w-48,dw-24,none-24", "sana-v1") == ["forward 2.40 m", "forward 1.20 m, step right 1.20 m", "stand still"]
+    assert in_words("w-48,dw-24,none-24", "sana-v1") == [
+        "forward 2.40 m",
+        "forward 1.20 m, step right 1.20 m",
+        "stand still",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +61,10 @@ def test_the_rule_of_frames():
 
 def test_differences_name_the_keys_that_are_used():
     lines = differences("wd-24,none-2,j-1", "sana-v1", "sana-v2")
-    assert lines[:2] == ["key d: step right in sana-v1, turn right in sana-v2", "key j: turn left in sana-v1, step left in sana-v2"]
+    assert lines[:2] == [
+        "key d: step right in sana-v1, turn right in sana-v2",
+        "key j: turn left in sana-v1, step left in sana-v2",
+    ]
     assert not any(line.startswith(("key w", "key a", "key l")) for line in lines)
     assert "speed per frame: 0.05 m or 1.2 degrees in sana-v1, 0.025 m or 0.6 degrees in sana-v2" in lines
 

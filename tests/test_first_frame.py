@@ -14,7 +14,9 @@ def test_same_size_is_unchanged_and_fresh():
 
 def test_wide_image_is_scaled_to_cover_then_cropped():
     """1600 x 400 onto 704 x 1280: scaled by 1.76 to 2816 x 704, 768 columns cut on each side."""
-    fitted, intrinsics = fit_image(np.zeros((400, 1600, 3), np.uint8), np.array([1000, 1000, 800, 200]), (704, 1280))
+    fitted, intrinsics = fit_image(
+        np.zeros((400, 1600, 3), np.uint8), np.array([1000, 1000, 800, 200]), (704, 1280)
+    )
     assert fitted.shape == (704, 1280, 3) and fitted.dtype == np.uint8
     np.testing.assert_allclose(intrinsics, [1760, 1760, 1408 - 768, 352])
 

@@ -1,4 +1,6 @@
-"""Processes forked after a step: `AsyncVectorEnv` forks by default, and OpenMP's threads do not survive that."""
+"""Processes forked after a step: `AsyncVectorEnv` forks by default, and OpenMP's threads do not survive
+that.
+"""
 
 import os
 import subprocess
@@ -29,6 +31,11 @@ def test_async_vector_env_works_after_a_step_in_the_parent(id, native, tmp_path)
     environment = {**os.environ, "SANA_WM_NATIVE": native}
     environment.pop("OMP_NUM_THREADS", None)
     done = subprocess.run(
-        [sys.executable, "-c", CODE.format(id=id)], capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environment
+        [sys.executable, "-c", CODE.format(id=id)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env=environment,
     )
     assert done.stdout.split() == ["True", "2"], done.stderr[-2000:]

@@ -10,14 +10,14 @@ from sana_wm_env.actions import action_path
 from sana_wm_env.camera import compose
 from sana_wm_env.cli import main
 from sana_wm_env.commands import generate
-from sana_wm_env.evaluation.contact_sheet import LABEL_PX, MARGIN_PX
+from sana_wm_env.contact_sheet import LABEL_PX, MARGIN_PX
 from sana_wm_env.keys import keys_to_path
 from sana_wm_env.model.config import VARIANTS
-from sana_wm_env.model.storage.checkpoint import load_config, resolve_world
+from sana_wm_env.model.storage.worlds import load_config, resolve_world
 from sana_wm_env.rooms.floor_plan import CAMERA, draw_floor_plan
 from sana_wm_env.rooms.room import look, stands_clear
 
-WORLD = gym.registry["SanaWM-v0"].kwargs.get("world", "rooms")
+WORLD = gym.registry["SanaWM-v0"].kwargs.get("world", "tiny-rooms")
 KEYS = "w-24,d-24"
 PATH = keys_to_path(KEYS, "sana-v2")
 
@@ -25,7 +25,19 @@ PATH = keys_to_path(KEYS, "sana-v2")
 @pytest.fixture
 def walk(tmp_path) -> list[str]:
     """A short walk in the world that SanaWM-v0 has, in one step per chunk."""
-    return ["generate", "--actions", KEYS, "--scheme", "sana-v2", "--world", WORLD, "--steps", "1", "--out", str(tmp_path / "a.mp4")]
+    return [
+        "generate",
+        "--actions",
+        KEYS,
+        "--scheme",
+        "sana-v2",
+        "--world",
+        WORLD,
+        "--steps",
+        "1",
+        "--out",
+        str(tmp_path / "a.mp4"),
+    ]
 
 
 def video(folder: Path) -> np.ndarray:
@@ -43,13 +55,23 @@ def test_it_writes_every_frame_and_its_pose(walk, tmp_path, capsys):
     sidecar = np.load(tmp_path / "a.npz")
     assert np.array_equal(sidecar["c2w"], PATH)
     assert sidecar["intrinsics_px"].shape == (3, 3) and sidecar["image_size"].tolist() == [64, 64]
-    assert (sidecar["keys"], sidecar["scheme"], sidecar["seed"], sidecar["variant"]) == (KEYS, "sana-v2", 0, "streaming")
+    assert (sidecar["keys"], sidecar["scheme"], sidecar["seed"], sidecar["variant"]) == (
+        KEYS,
+        "sana-v2",
+        0,
+        "streaming",
+    )
     assert sidecar["sigmas"].tolist() == [1, 0] and "room" in str(sidecar["caption"])
     out = capsys.readouterr().out
-    assert "49 frames, 3.0 s, streaming, 1 steps, guidance 1: forward 24, turn right 24" in out and "frames per second" in out
+    assert (
+        "49 frames, 3.0 s, streaming, 1 steps, guidance 1: forward 24, turn right 24" in out
+        and "frames per second" in out
+    )
 
 
-@pytest.mark.parametrize(("variant", "frames"), [("streaming", 25), ("bidirectional", 17), ("chunk_causal", 49)])
+@pytest.mark.parametrize(
+    ("variant", "frames"), [("streaming", 25), ("bidirectional", 17), ("chunk_causal", 49)]
+)
 def test_every_variant_from_one_command_to_a_video_that_repeats_itself(walk, tmp_path, variant, frames):
     walk += ["--variant", variant, "--frames", str(frames)]
     assert main(walk) == 0
@@ -85,11 +107,14 @@ def test_truth_stands_on_the_right(walk, tmp_path, capsys):
     frames = video(tmp_path)
     assert frames.shape == (49, LABEL_PX + 320, 2 * 320 + MARGIN_PX, 3)
     truth = look(generate.find_room(3, PATH), PATH, np.array([41.6, 41.6, 32, 32]), (64, 64))
-    right, left = frames[:, LABEL_PX + 2 :: 5, 320 + MARGIN_PX + 2 :: 5], frames[:, LABEL_PX + 2 :: 5, 2:320:5]
+    right = frames[:, LABEL_PX + 2 :: 5, 320 + MARGIN_PX + 2 :: 5]
+    left = frames[:, LABEL_PX + 2 :: 5, 2:320:5]
     assert np.abs(right - truth.astype(int)).mean() < 3
     assert np.abs(left[0] - truth[0].astype(int)).mean() < 3  # both start from the same picture
     mse = np.square(left[1:25].astype(float) - truth[1:25]).mean((1, 2, 3))
-    assert (10 * np.log10(255**2 / mse)).mean() == pytest.approx(float(scores[0]), abs=0.6)  # the video is compressed
+    assert (10 * np.log10(255**2 / mse)).mean() == pytest.approx(
+        float(scores[0]), abs=0.6
+    )  # the video is compressed
 
 
 def test_the_plan_shows_where_the_camera_is(walk, tmp_path):
@@ -98,10 +123,15 @@ def test_the_plan_shows_where_the_camera_is(walk, tmp_path):
     assert frames.shape == (25, LABEL_PX + 320, 2 * 320 + MARGIN_PX, 3)
     plan = draw_floor_plan(generate.find_room(3, PATH[:25], "held-out"), PATH[:25], 320)
     assert np.abs(frames[:, LABEL_PX:, 320 + MARGIN_PX :] - plan.astype(int)).mean() < 4
-    first, last = (np.argwhere((plan[i] == CAMERA).all(-1)).mean(0) for i in (0, -1))  # (row, column) of the camera
+    first, last = (
+        np.argwhere((plan[i] == CAMERA).all(-1)).mean(0) for i in (0, -1)
+    )  # (row, column) of the camera
     room = generate.find_room(3, PATH[:25], "held-out")
     moved = (room.start @ PATH[24])[:3, 3] - room.start[:3, 3]
-    assert np.abs(last - first).max() > 3 and np.sign(last - first).tolist() == np.sign([-moved[2], moved[0]]).tolist()
+    assert (
+        np.abs(last - first).max() > 3
+        and np.sign(last - first).tolist() == np.sign([-moved[2], moved[0]]).tolist()
+    )
 
 
 def test_the_room_is_one_the_path_does_not_leave(capsys):
@@ -136,9 +166,12 @@ def test_actions_move_the_camera_as_in_the_environment(walk, tmp_path, pieces):
     assert main([*walk, "--actions", str(tmp_path / "in.npz")]) == 0
     path = np.load(tmp_path / "a.npz")["c2w"]
     settings = load_config(resolve_world(WORLD))
-    limits, mode = (settings.max_translation_m, settings.max_rotation_rad), {1: "chunk", 3: "per_latent"}[pieces]
+    limits = (settings.max_translation_m, settings.max_rotation_rad)
+    mode = {1: "chunk", 3: "per_latent"}[pieces]
     one, two = (action_path(action, mode, limits) for action in actions)
-    assert path.shape == (49, 4, 4) and path[1:] == pytest.approx(np.concatenate([one, compose(one[-1], two)]))
+    assert path.shape == (49, 4, 4) and path[1:] == pytest.approx(
+        np.concatenate([one, compose(one[-1], two)])
+    )
 
 
 def test_a_camera_path_begins_where_its_first_pose_is(walk, tmp_path):
@@ -151,20 +184,35 @@ def test_a_camera_path_begins_where_its_first_pose_is(walk, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (["--actions", "w-25"], "got 26 frames; streaming makes 24 k + 1, the first of which is given: the nearest are 25 and 49"),
+        (
+            ["--actions", "w-25"],
+            "got 26 frames; streaming makes 24 k + 1, the first of which is given: the nearest are 25 and 49",
+        ),
         (["--frames", "48"], "the nearest are 25 and 49"),
         (["--frames", "1"], "the nearest are 25 and 49"),
-        (["--frames", "28", "--variant", "bidirectional"], "bidirectional makes 8 k + 1, the first of which is given: the nearest are 25"),
-        (["--frames", "73"], "got a path of 49 poses, the first of them that of the first frame; --frames 73 wants 73"),
+        (
+            ["--frames", "28", "--variant", "bidirectional"],
+            "bidirectional makes 8 k + 1, the first of which is given: the nearest are 25",
+        ),
+        (
+            ["--frames", "73"],
+            "got a path of 49 poses, the first of them that of the first frame; --frames 73 wants 73",
+        ),
         (["--actions", "x-24"], "got the key 'x'"),
         (["--actions", "none.npy"], "got --actions none.npy; there is no such file"),
-        (["--actions", "{wrong}/transposed.npy"], "got actions of shape (25, 4, 4); wanted (K, 6) or (K, 18) or (K, 144)"),
+        (
+            ["--actions", "{wrong}/transposed.npy"],
+            "got actions of shape (25, 4, 4); wanted (K, 6) or (K, 18) or (K, 144)",
+        ),
         (["--camera", "none.npy"], "got --camera none.npy; there is no such file"),
         (["--camera", "{wrong}/transposed.npy"], "transposed"),
         (["--camera", "{wrong}/text.npy"], "which cannot be read"),
         (["--camera", "{wrong}/in.npz"], "wanted an array as .npy, or an .npz with 'c2w'"),
         (["--world", "nowhere"], "unknown world 'nowhere'"),
-        (["--world", "{wrong}/streaming", "--variant", "chunk_causal"], "has no variant 'chunk_causal'; it has streaming"),
+        (
+            ["--world", "{wrong}/streaming", "--variant", "chunk_causal"],
+            "has no variant 'chunk_causal'; it has streaming",
+        ),
         (["--world", "{wrong}/incomplete", "--variant", "chunk_causal"], "it has no autoencoder.safetensors"),
         (["--guidance", "3"], "streaming was distilled with guidance built in"),
         (["--guidance", "nan", "--variant", "bidirectional"], "got --guidance nan; wanted a number"),
@@ -174,11 +222,17 @@ def test_a_camera_path_begins_where_its_first_pose_is(walk, tmp_path):
         (["--intrinsics", "1", "2", "3", "4"], "without --image"),
         (["--image", "none.png"], "with neither of --intrinsics and --fov-deg"),
         (["--image", "none.png", "--fov-deg", "60", "--intrinsics", "1", "2", "3", "4"], "with both of"),
-        (["--image", "none.png", "--fov-deg", "60", "--truth"], "got --truth with --image; nobody knows the truth"),
-        (["--image", "none.png", "--fov-deg", "60", "--plan"], "got --plan with --image; nobody knows the truth"),
+        (
+            ["--image", "none.png", "--fov-deg", "60", "--truth"],
+            "got --truth with --image; nobody knows the truth",
+        ),
+        (
+            ["--image", "none.png", "--fov-deg", "60", "--plan"],
+            "got --plan with --image; nobody knows the truth",
+        ),
         (["--image", "none.png", "--fov-deg", "60"], "there is no such file"),
         (["--out", "a.avi"], "ends in .mp4"),
-        (["--offload", "eyes", "cpu"], "wanted a device for 'autoencoder' or 'text'"),
+        (["--offload", "eyes", "cpu"], "wanted a device for 'autoencoder', 'text' or 'refiner'"),
     ],
 )
 def test_wrong_input_is_said_and_exits_2_and_writes_nothing(walk, wrongs, tmp_path, capsys, wrong, message):

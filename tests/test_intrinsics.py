@@ -17,12 +17,16 @@ def normalised(fov_deg: float) -> np.ndarray:
 
 
 def test_an_estimate_in_widths_and_heights_becomes_pixels():
-    np.testing.assert_allclose(pixel_intrinsics(normalised(65), (60, 100)), intrinsics_from_fov((60, 100), 65))
+    np.testing.assert_allclose(
+        pixel_intrinsics(normalised(65), (60, 100)), intrinsics_from_fov((60, 100), 65)
+    )
 
 
 @pytest.mark.parametrize("fov_deg", [20, 130])
 def test_an_estimate_that_no_usual_camera_has_is_refused(fov_deg):
-    with pytest.raises(ValueError, match=f"field of view is {fov_deg} degrees; estimates outside 25 to 120 are not trusted"):
+    with pytest.raises(
+        ValueError, match=f"field of view is {fov_deg} degrees; estimates outside 25 to 120 are not trusted"
+    ):
         pixel_intrinsics(normalised(fov_deg), (60, 100))
 
 

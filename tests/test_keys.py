@@ -11,9 +11,9 @@ from sana_wm_env.actions import action_path, actions_from_path
 from sana_wm_env.camera import check_poses, compose, twist_path
 from sana_wm_env.keys import SCHEMES, in_words, key_twist, keys_to_path, motions, parse_keys, segments
 
-strings = st.lists(st.tuples(st.sets(st.sampled_from("wasdijkl"), max_size=4), st.integers(1, 40)), min_size=1, max_size=6).map(
-    lambda parts: ",".join(f"{''.join(sorted(keys)) or 'none'}-{count}" for keys, count in parts)
-)
+strings = st.lists(
+    st.tuples(st.sets(st.sampled_from("wasdijkl"), max_size=4), st.integers(1, 40)), min_size=1, max_size=6
+).map(lambda parts: ",".join(f"{''.join(sorted(keys)) or 'none'}-{count}" for keys, count in parts))
 schemes = st.sampled_from(list(SCHEMES))
 
 
@@ -36,8 +36,14 @@ def test_v1_walks_and_turns_at_once():
 
 
 def test_the_schemes_disagree_on_d_and_l():
-    end = {scheme: {key: keys_to_path(f"{key}-24", scheme)[-1] for key in "adjl"} for scheme in ("sana-v1", "sana-v2")}
-    for scheme, strafe, turn, speed, rate in (("sana-v1", "ad", "jl", 0.05, 1.2), ("sana-v2", "jl", "ad", 0.025, 0.6)):
+    end = {
+        scheme: {key: keys_to_path(f"{key}-24", scheme)[-1] for key in "adjl"}
+        for scheme in ("sana-v1", "sana-v2")
+    }
+    for scheme, strafe, turn, speed, rate in (
+        ("sana-v1", "ad", "jl", 0.05, 1.2),
+        ("sana-v2", "jl", "ad", 0.025, 0.6),
+    ):
         for key, sign in zip(strafe, (-1, 1), strict=True):
             np.testing.assert_allclose(end[scheme][key][:3, 3], [sign * 24 * speed, 0, 0], atol=1e-5)
             np.testing.assert_allclose(end[scheme][key][:3, :3], np.eye(3), atol=1e-12)
@@ -52,12 +58,16 @@ def test_keys_held_together_and_walking_level(scheme, speed):
     np.testing.assert_allclose(path[-1, :3, 3], [0, 0, -10 * speed], atol=1e-5)
     path = keys_to_path("wi-20", scheme)
     assert pitch_deg(path[-1]) > 0
-    np.testing.assert_allclose(path[-1, :3, 3], [0, 0, 20 * speed], atol=1e-4)  # pitch turns the view, not the way
+    np.testing.assert_allclose(
+        path[-1, :3, 3], [0, 0, 20 * speed], atol=1e-4
+    )  # pitch turns the view, not the way
     np.testing.assert_allclose(keys_to_path("ws-10", scheme), np.broadcast_to(np.eye(4), (11, 4, 4)))
 
 
 def test_pitch_limits():
-    assert pitch_deg(keys_to_path("i-200", "sana-v1")[-1]) == pytest.approx(84.0)  # the step that would exceed 85 is left out
+    assert pitch_deg(keys_to_path("i-200", "sana-v1")[-1]) == pytest.approx(
+        84.0
+    )  # the step that would exceed 85 is left out
     assert pitch_deg(keys_to_path("k-200", "sana-v2")[-1]) == pytest.approx(-60.0)  # saturates
     assert pitch_deg(keys_to_path("i-200,k-10", "sana-v2")[-1]) == pytest.approx(54.0)
 
@@ -71,9 +81,12 @@ def test_v2_inertia():
 
 def test_v2_a_new_key_sets_all_velocities_and_a_released_one_fades():
     path = keys_to_path("w-2,none-2,d-2,wd-1", "sana-v2")
-    walk, turn = np.hypot(*np.diff(path[:, [0, 2], 3], axis=0).T) / 0.025, np.diff([yaw_deg(pose) for pose in path]) / 0.6
+    walk = np.hypot(*np.diff(path[:, [0, 2], 3], axis=0).T) / 0.025
+    turn = np.diff([yaw_deg(pose) for pose in path]) / 0.6
     decay = np.exp(-1 / 16)
-    np.testing.assert_allclose(walk, [1, 1, decay, decay**2, 0, 0, 1], atol=1e-5)  # the new key d ends the fading walk
+    np.testing.assert_allclose(
+        walk, [1, 1, decay, decay**2, 0, 0, 1], atol=1e-5
+    )  # the new key d ends the fading walk
     np.testing.assert_allclose(turn, [0, 0, 0, 0, 1, 1, 1], atol=1e-9)
     # Reversing onto a key that was held before: no jump, but the time constant of moving.
     velocity = np.diff(keys_to_path("ws-3,s-2", "sana-v2")[:, 2, 3]) / 0.025
@@ -104,7 +117,16 @@ def test_bad_strings_are_refused(text, scheme, cause):
 
 # The rules once more, frame by frame and with matrices, as they are published
 
-V1 = {"w": (0, 1), "s": (0, -1), "a": (1, -1), "d": (1, 1), "j": (2, -1), "l": (2, 1), "i": (3, 1), "k": (3, -1)}
+V1 = {
+    "w": (0, 1),
+    "s": (0, -1),
+    "a": (1, -1),
+    "d": (1, 1),
+    "j": (2, -1),
+    "l": (2, 1),
+    "i": (3, 1),
+    "k": (3, -1),
+}
 V2 = V1 | {"j": (1, -1), "l": (1, 1), "a": (2, -1), "d": (2, 1)}
 
 
@@ -117,7 +139,12 @@ def about(axis, degrees):
 def published_path(text, scheme):
     new = scheme == "sana-v2"
     unit = np.array([0.025, 0.025, 0.6, 0.6]) * (1 if new else 2)
-    rotation, position, pitch, velocity, before, path = np.eye(3), np.zeros(3), 0.0, np.zeros(4), set(), [np.eye(4)]
+    rotation = np.eye(3)
+    position = np.zeros(3)
+    pitch = 0.0
+    velocity = np.zeros(4)
+    before = set()
+    path = [np.eye(4)]
     for segment in text.split(","):
         keys, count = segment.split("-")
         held = set() if keys == "none" else set(keys)
@@ -174,7 +201,9 @@ def test_words_follow_the_scheme(scheme, meaning):
 @settings(max_examples=40)
 @given(st.text("wasdijkl", max_size=12), schemes)
 def test_keys_held_for_chunks_lead_where_their_string_leads(keys, scheme):
-    """A new key ends every motion, and one that stays held goes on: between keys there is no inertia to lose."""
+    """A new key ends every motion, and one that stays held goes on: between keys there is no inertia to
+    lose.
+    """
     pose = np.eye(4)
     for key in keys:
         pose = compose(pose, twist_path(key_twist(key, scheme, pose[:3, :3])))[-1]
@@ -203,4 +232,6 @@ def test_v1_is_faster_than_the_bundled_world_by_default():
     with pytest.raises(ValueError, match=r"max_translation_m=1.2, max_rotation_rad=0.5027"):
         actions_from_path(keys_to_path("w-24,l-24", "sana-v1"), (0.6, 0.3))
     action = actions_from_path(keys_to_path("w-24", "sana-v1"), (1.2, 0.5027))[0]
-    np.testing.assert_allclose(action_path(action, "per_frame", (1.2, 0.5027))[-1, :3, 3], [0, 0, 1.2], atol=1e-6)
+    np.testing.assert_allclose(
+        action_path(action, "per_frame", (1.2, 0.5027))[-1, :3, 3], [0, 0, 1.2], atol=1e-6
+    )

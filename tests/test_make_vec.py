@@ -6,14 +6,16 @@ import pytest
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import DictInfoToList
 
-import sana_wm_env  # noqa: F401  # registers the ids
+import sana_wm_env
 
 SLOTS, LIMIT = 2, 2
 ROOM = {"image_size": (16, 16), "max_episode_steps": LIMIT}
 
 
 class ByHand:
-    """Single environments that do together what Gymnasium says of a vector environment in an autoreset mode."""
+    """Single environments that do together what Gymnasium says of a vector environment in an autoreset
+    mode.
+    """
 
     def __init__(self, mode, env_id, **options):
         self.mode, self.envs = mode, [gym.make(env_id, **options) for _ in range(SLOTS)]
@@ -60,7 +62,11 @@ def assert_same(got, wanted):
 
 def assert_same_slots(batched, infos, observations, wanted_infos):
     for slot in range(SLOTS):
-        one = {key: value[slot] for key, value in batched.items()} if isinstance(batched, dict) else batched[slot]
+        one = (
+            {key: value[slot] for key, value in batched.items()}
+            if isinstance(batched, dict)
+            else batched[slot]
+        )
         assert_same(one, observations[slot])
         assert_same(infos[slot], wanted_infos[slot])
 
@@ -68,12 +74,20 @@ def assert_same_slots(batched, infos, observations, wanted_infos):
 def make_vec(env_id, vectorization, mode, **options):
     context = {"context": "spawn"} if vectorization == "async" else {}
     return DictInfoToList(
-        gym.make_vec(env_id, num_envs=SLOTS, vectorization_mode=vectorization, vector_kwargs={"autoreset_mode": mode, **context}, **options)
+        gym.make_vec(
+            env_id,
+            num_envs=SLOTS,
+            vectorization_mode=vectorization,
+            vector_kwargs={"autoreset_mode": mode, **context},
+            **options,
+        )
     )
 
 
 def drive(env, by_hand, mode, steps=4):
-    """Both through the same seeds and actions, out of step with each other after a while; every difference fails."""
+    """Both through the same seeds and actions, out of step with each other after a while; every difference
+    fails.
+    """
     env.action_space.seed(0)
     obs, infos = env.reset(seed=5)
     assert_same_slots(obs, infos, *by_hand.reset(5))
@@ -83,7 +97,10 @@ def drive(env, by_hand, mode, steps=4):
     # The second slot begins anew and is from now on a step behind the first.
     obs, infos = env.reset(seed=9, options={"reset_mask": np.array([False, True])})
     wanted = by_hand.reset_slot(1, 9)
-    assert_same((obs["image"] if isinstance(obs, dict) else obs)[1], wanted[0]["image"] if isinstance(obs, dict) else wanted[0])
+    assert_same(
+        (obs["image"] if isinstance(obs, dict) else obs)[1],
+        wanted[0]["image"] if isinstance(obs, dict) else wanted[0],
+    )
     assert_same(infos[1], wanted[1])
     ends = 0
     for _ in range(steps):
@@ -116,9 +133,23 @@ def test_sync(mode):
 
 def test_sync_with_a_task():
     mode = AutoresetMode.SAME_STEP
-    drive(make_vec("SanaWM-RoomsFollow-v0", "sync", mode, **ROOM), ByHand(mode, "SanaWM-RoomsFollow-v0", **ROOM), mode)
+    drive(
+        make_vec("SanaWM-RoomsFollow-v0", "sync", mode, **ROOM),
+        ByHand(mode, "SanaWM-RoomsFollow-v0", **ROOM),
+        mode,
+    )
 
 
 def test_async_with_processes_that_are_spawned():
     mode = AutoresetMode.SAME_STEP
     drive(make_vec("SanaWM-Rooms-v0", "async", mode, **ROOM), ByHand(mode, "SanaWM-Rooms-v0", **ROOM), mode)
+
+
+@pytest.mark.parametrize("name", ["SanaWM-v0", "SanaWM-Rooms-v0"])
+def test_wrappers_of_slots_want_the_mode_sync(name):
+    """In the mode of our own vector environment Gymnasium refuses them before it asks us."""
+    with pytest.raises(gym.error.Error, match="wrappers"):
+        gym.make_vec(name, num_envs=SLOTS, wrappers=(sana_wm_env.LastFrame,))
+    env = gym.make_vec(name, SLOTS, vectorization_mode="sync", wrappers=(sana_wm_env.LastFrame,))
+    assert env.reset(seed=0)[0].shape == (SLOTS, 64, 64, 3)
+    env.close()

@@ -1,4 +1,6 @@
-"""Compiled operations are a gain, never a need: nothing is compiled at import, and everything works without a compiler."""
+"""Compiled operations are a gain, never a need: nothing is compiled at import, and everything works without a
+compiler.
+"""
 
 import os
 import subprocess
@@ -10,7 +12,10 @@ import pytest
 from sana_wm_env import native
 
 SOURCE = 'extern "C" __attribute__((visibility("default"))) int answer() { return ANSWER; }\n'
-STEP = "import gymnasium as gym, numpy as np, sana_wm_env; env = gym.make('SanaWM-v0', dtype='float32'); env.reset(seed=0); "
+STEP = (
+    "import gymnasium as gym, numpy as np, sana_wm_env; env = gym.make('SanaWM-v0', dtype='float32'); "
+    "env.reset(seed=0); "
+)
 STEP += "print(env.step(np.zeros(6, np.float32))[0].astype(float).mean().round())"
 
 
@@ -26,11 +31,16 @@ def source(tmp_path, monkeypatch) -> Path:
 
 def run(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
     everything = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), **environment}
-    return subprocess.run([sys.executable, "-c", code], cwd=folder, env=everything, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=everything, capture_output=True, text=True, timeout=300
+    )
 
 
 def test_nothing_is_compiled_at_import(tmp_path):
-    code = "import sana_wm_env, sana_wm_env.model.world, sana_wm_env.rooms.env, sana_wm_env.train.distill, sana_wm_env.sb3"
+    code = (
+        "import sana_wm_env, sana_wm_env.model.world, sana_wm_env.rooms.env, sana_wm_env.train.distill, "
+        "sana_wm_env.sb3"
+    )
     done = run(code, tmp_path)
     assert done.returncode == 0 and not (tmp_path / "cache").exists(), done.stderr
 
@@ -57,7 +67,11 @@ def test_a_cache_that_cannot_be_written_is_left_for_a_temporary_folder(source, m
     assert native.load_library(source, "ANSWER=5").answer() == 5
 
 
-@pytest.mark.parametrize("how", [{"SANA_WM_NATIVE": "0"}, {"PATH": ""}, {"CXX": "/bin/false", "PATH": ""}], ids=["off", "none", "broken"])
+@pytest.mark.parametrize(
+    "how",
+    [{"SANA_WM_NATIVE": "0"}, {"PATH": ""}, {"CXX": "/bin/false", "PATH": ""}],
+    ids=["off", "none", "broken"],
+)
 def test_a_step_without_a_compiler(how, tmp_path):
     done, wanted = run(STEP, tmp_path, **how), run(STEP, tmp_path)
     assert done.returncode == 0 and done.stdout == wanted.stdout, done.stderr

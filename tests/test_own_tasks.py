@@ -25,18 +25,25 @@ def make(name: str, **arguments) -> gym.Env:
 
 @dataclass(frozen=True)
 class Brighter(Task):
-    """Worth the brightness gained over the best so far, over after `patience` steps: frames, a goal that changes, an end."""
+    """Worth the brightness gained over the best so far, over after `patience` steps: frames, a goal that
+    changes, an end.
+    """
 
     patience: int = 3
 
     def begin(self, opening: Opening) -> Goal:
-        return {"best": np.array(opening.frame.mean()), "place": opening.look(twist_path([0, 0, 0, 0, 0.3, 0]))[-1]}
+        return {
+            "best": np.array(opening.frame.mean()),
+            "place": opening.look(twist_path([0, 0, 0, 0, 0.3, 0]))[-1],
+        }
 
     def judge(self, goal: Goal, moment: Moment) -> Verdict:
         if moment.action[2] < 0:
             raise RuntimeError("no way back")
         best = max(goal["best"], moment.frames[-1].mean())
-        return Verdict(best - goal["best"], moment.chunk_index >= np.int64(self.patience), goal | {"best": best})
+        return Verdict(
+            best - goal["best"], moment.chunk_index >= np.int64(self.patience), goal | {"best": best}
+        )
 
     def info(self, goal, c2w, chunk_index):
         return {"best": float(goal["best"])}
@@ -58,7 +65,11 @@ def test_a_task_of_ones_own(world):
     for index in (1, 2, 3):
         obs, reward, terminated, _, info = env.step(FORWARD)
         rewards.append(reward)
-        assert (info["chunk_index"], terminated) == (index, index == 3) and type(terminated) is bool and type(reward) is float
+        assert (
+            (info["chunk_index"], terminated) == (index, index == 3)
+            and type(terminated) is bool
+            and type(reward) is float
+        )
         assert obs in env.observation_space
     assert sum(rewards) == pytest.approx(info["best"] - best)
 
@@ -75,7 +86,11 @@ def test_a_reward_function(world):
     obs, gained, terminated, _, info = env.step(FORWARD)
     assert type(gained) is float and gained == pytest.approx(info["c2w"][-1, 2, 3]) and not terminated
     (moment,) = moments
-    assert (moment.frames == obs).all() and (moment.c2w == info["c2w"]).all() and (moment.action == FORWARD).all()
+    assert (
+        (moment.frames == obs).all()
+        and (moment.c2w == info["c2w"]).all()
+        and (moment.action == FORWARD).all()
+    )
     assert moment.chunk_index == 1 and (moment.before == np.eye(4)).all()
 
 

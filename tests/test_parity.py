@@ -74,7 +74,10 @@ def test_metadata_is_checked(tmp_path, capsys, key, value, said):
 
 def test_unreadable_files_are_named_and_the_others_still_run(tmp_path, capsys):
     (tmp_path / "text.safetensors").write_text("not a tensor in sight")
-    assert parity.run([str(tmp_path / "missing.safetensors"), str(tmp_path / "text.safetensors"), str(CURRENT)]) == 2
+    assert (
+        parity.run([str(tmp_path / "missing.safetensors"), str(tmp_path / "text.safetensors"), str(CURRENT)])
+        == 2
+    )
     printed = capsys.readouterr()
     assert "missing.safetensors: cannot be read" in printed.err
     assert "text.safetensors: cannot be read" in printed.err

@@ -7,13 +7,16 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from sana_wm_env.recorder import RecordChunks, VideoWriter, enlarge, write_sidecar
+from sana_wm_env.recorder import RecordChunks
+from sana_wm_env.video import VideoWriter, enlarge, write_sidecar
 
 CHUNK = 24
 
 
 class CountingEnv(gym.Env):
-    """Frame n of an episode has the grey level 3n and stands n metres ahead, so that a lost or doubled frame shows."""
+    """Frame n of an episode has the grey level 3n and stands n metres ahead, so that a lost or doubled frame
+    shows.
+    """
 
     metadata = {"render_modes": ["rgb_array_list"], "render_fps": 16}  # noqa: RUF012
     action_space = gym.spaces.Box(-1, 1, (6,), np.float32)
@@ -47,7 +50,13 @@ class CountingEnv(gym.Env):
         numbers = np.resize(numbers, CHUNK)
         c2w = np.tile(np.eye(4), (CHUNK, 1, 1))
         c2w[:, 2, 3] = numbers
-        info = {"c2w": c2w, "intrinsics_px": np.diag([42.0, 42.0, 1.0]), "n_new_frames": new, "chunk_index": 0, "world": "counting"}
+        info = {
+            "c2w": c2w,
+            "intrinsics_px": np.diag([42.0, 42.0, 1.0]),
+            "n_new_frames": new,
+            "chunk_index": 0,
+            "world": "counting",
+        }
         return (grey(numbers) if self.obs_mode == "chunk" else grey(numbers)[-1]), info
 
 
@@ -89,7 +98,10 @@ def test_every_frame_once_in_order(tmp_path, mode):
     assert np.array_equal(sidecar["actions"], actions)
     assert sidecar["rewards"].tolist() == [0.5] * 3
     assert sidecar["intrinsics_px"].shape == (3, 3)
-    assert (sidecar["convention"], sidecar["image_size"].tolist()) == ("opencv", [64, 64])  # of the frames; the video is larger
+    assert (sidecar["convention"], sidecar["image_size"].tolist()) == (
+        "opencv",
+        [64, 64],
+    )  # of the frames; the video is larger
     assert (sidecar["world"], sidecar["seed"]) == ("counting", 5)
 
 
@@ -117,7 +129,9 @@ def test_a_folder_is_never_overwritten(tmp_path):
         with RecordChunks(CountingEnv(), tmp_path / "runs") as env:
             env.reset()
             env.reset()
-    assert sorted(path.name for path in (tmp_path / "runs").glob("*.mp4")) == [f"episode-{i:04d}.mp4" for i in range(4)]
+    assert sorted(path.name for path in (tmp_path / "runs").glob("*.mp4")) == [
+        f"episode-{i:04d}.mp4" for i in range(4)
+    ]
 
 
 def test_refused_input_does_not_end_the_recording(tmp_path):
@@ -150,7 +164,9 @@ env.reset()
 env.step(np.zeros(6, np.float32))
 raise SystemExit(3)
 """
-    result = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
     assert (result.returncode, result.stderr) == (3, "")
     assert frame_numbers(tmp_path / "a.mp4") == list(range(25))
     assert (tmp_path / "a.npz").exists()
@@ -217,7 +233,14 @@ def test_writer_refuses_what_is_not_a_video(tmp_path):
 
 def test_sidecar_lies_beside_the_video(tmp_path):
     cameras = {"c2w": np.eye(4)[None], "intrinsics_px": np.eye(3), "image_size": (64, 64)}
-    assert write_sidecar(tmp_path / "a.mp4", **cameras, world="rooms", seed=3, keys="w-24") == tmp_path / "a.npz"
+    assert (
+        write_sidecar(tmp_path / "a.mp4", **cameras, world="rooms", seed=3, keys="w-24") == tmp_path / "a.npz"
+    )
     sidecar = np.load(tmp_path / "a.npz")
-    assert (sidecar["convention"], sidecar["world"], sidecar["seed"], sidecar["keys"]) == ("opencv", "rooms", 3, "w-24")
+    assert (sidecar["convention"], sidecar["world"], sidecar["seed"], sidecar["keys"]) == (
+        "opencv",
+        "rooms",
+        3,
+        "w-24",
+    )
     assert sidecar["image_size"].tolist() == [64, 64] and np.array_equal(sidecar["c2w"], cameras["c2w"])

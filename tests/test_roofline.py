@@ -17,7 +17,9 @@ def passes() -> dict:
 
 
 def test_quantised_products_are_those_of_the_recipe(passes):
-    """qkv, output gate, output, two of the text, and the feed-forward's pair, in twenty blocks; the prompt's keys are made once."""
+    """qkv, output gate, output, two of the text, and the feed-forward's pair, in twenty blocks; the prompt's
+    keys are made once.
+    """
     width, hidden = SIZES.width, SIZES.ffn_width
     flops = 20 * 2 * ROWS * width * (3 * width + width + width + 2 * width + 2 * hidden + hidden)
     assert {sum(f for f, _ in passed.products) for passed in passes.values()} == {flops}
@@ -25,7 +27,9 @@ def test_quantised_products_are_those_of_the_recipe(passes):
 
 
 def test_all_operations_of_a_pass_are_counted(passes):
-    """The published description counts 15.3 TFLOP with what is computed once per prompt and chunk, 14.8 without."""
+    """The published description counts 15.3 TFLOP with what is computed once per prompt and chunk, 14.8
+    without.
+    """
     wide = passes[None]
     assert 14.3e12 < sum(f for f, _ in wide.products) + wide.other[0] < 15.0e12
 
@@ -42,7 +46,9 @@ def test_few_bits_move_fewer_bytes(passes):
 
 def test_a_bound_is_the_slower_of_arithmetic_and_memory():
     card = CARDS["h100"]
-    assert bound_seconds(Pass([(10**12, 1)], (0, 0)), card, None) == pytest.approx(1 / card.tflops["bfloat16"])
+    assert bound_seconds(Pass([(10**12, 1)], (0, 0)), card, None) == pytest.approx(
+        1 / card.tflops["bfloat16"]
+    )
     assert bound_seconds(Pass([(10**12, 1)], (0, 0)), card, "fp8") == pytest.approx(1 / card.tflops["fp8"])
     assert bound_seconds(Pass([(1, 10**9)], (0, 0)), card, "fp8") == pytest.approx(1 / card.gb_per_s)
     both = Pass([(10**12, 1), (1, 10**9)], (2 * 10**12, 5))
@@ -56,5 +62,6 @@ def test_the_table_names_what_a_card_cannot(capsys):
     assert hopper.count("its tensor cores do not multiply it") == 2 and "do not multiply" not in blackwell
     assert "GeForce" not in said and "precision_speed.py --device cuda --preset rooms --grid 8 8" in said
     assert (
-        cli.main(["roofline", "--cards", "h300"]) == 2 and "got --cards h300; wanted some of rtx5090, h100, b200" in capsys.readouterr().err
+        cli.main(["roofline", "--cards", "h300"]) == 2
+        and "got --cards h300; wanted some of rtx5090, h100, b200" in capsys.readouterr().err
     )

@@ -1,4 +1,6 @@
-"""N sessions on one set of weights: what `SanaWMVectorEnv` promises beside what every vector environment does."""
+"""N sessions on one set of weights: what `SanaWMVectorEnv` promises beside what every vector environment
+does.
+"""
 
 import json
 
@@ -9,7 +11,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 import sana_wm_env  # noqa: F401  # registers the ids
-from sana_wm_env.model.state import tensors_of
+from sana_wm_env.model.tree import tensors_of
 from sana_wm_env.vector import SanaWMVectorEnv
 
 ACTIONS = np.random.default_rng(1).uniform(-1, 1, (6, 3, 6)).astype(np.float32)
@@ -47,7 +49,9 @@ def alone(model):
 
 
 def agree(batch, singles):
-    """Frames within three grey levels of 255, which rounding in bfloat16 grows to over some chunks, all else exactly."""
+    """Frames within three grey levels of 255, which rounding in bfloat16 grows to over some chunks, all else
+    exactly.
+    """
     obs, rewards, terminated, truncated, info = batch
     for slot, single in enumerate(singles):
         assert np.abs(obs[slot].astype(int) - single[0]).max() <= 3
@@ -57,11 +61,11 @@ def agree(batch, singles):
 
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
 def test_slots_of_any_age_are_what_they_are_alone(make, alone, mode):
-    """Two chunks an episode, but for the slot that starts late: openings and later chunks meet in one step."""
-    envs, singles = (
-        make(autoreset_mode=mode, max_episode_steps=2, obs_mode="last"),
-        [alone(obs_mode="last", max_episode_steps=2) for _ in range(2)],
-    )
+    """Two chunks an episode, but for the slot that starts late: openings and later chunks meet in one
+    step.
+    """
+    envs = make(autoreset_mode=mode, max_episode_steps=2, obs_mode="last")
+    singles = [alone(obs_mode="last", max_episode_steps=2) for _ in range(2)]
     assert isinstance(envs, SanaWMVectorEnv) and envs.metadata["autoreset_mode"] is AutoresetMode(mode)
     obs, info = envs.reset(seed=5)
     for slot, env in enumerate(singles):
@@ -91,7 +95,9 @@ def test_slots_of_any_age_are_what_they_are_alone(make, alone, mode):
         info = batch[4]
         assert ("final_obs" in info) == bool(finals)
         for slot, step in finals.items():
-            assert info["_final_obs"][slot] and np.abs(info["final_obs"][slot].astype(int) - step[0]).max() <= 3
+            assert (
+                info["_final_obs"][slot] and np.abs(info["final_obs"][slot].astype(int) - step[0]).max() <= 3
+            )
             assert info["final_info"]["chunk_index"][slot] == step[4]["chunk_index"] == 2
 
 
@@ -132,7 +138,11 @@ def test_a_bad_slot_is_named_and_no_slot_moves(make):
     with pytest.raises(TypeError, match="type int64"):
         envs.reset(options={"reset_mask": np.ones(2, np.int64)})
     after = [tensors_of(state) for state in envs.save_state()]
-    assert all(torch.equal(a, b) for one, other in zip(before, after, strict=True) for a, b in zip(one, other, strict=True))
+    assert all(
+        torch.equal(a, b)
+        for one, other in zip(before, after, strict=True)
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 def test_options_per_slot_come_on_top_of_the_common_ones(make):
@@ -179,7 +189,11 @@ def test_the_spec_of_a_vector_environment_survives_json(make):
     envs = make(3, autoreset_mode="SameStep")
     spec = gym.envs.registration.EnvSpec.from_json(envs.spec.to_json())
     again = gym.make_vec(spec)
-    assert again.num_envs == 3 and again.autoreset_mode is AutoresetMode.SAME_STEP and again.max_episode_steps == 40
+    assert (
+        again.num_envs == 3
+        and again.autoreset_mode is AutoresetMode.SAME_STEP
+        and again.max_episode_steps == 40
+    )
     json.loads(envs.spec.to_json())
 
 
@@ -190,12 +204,17 @@ def test_a_goal_in_every_slot(model):
     obs, info = envs.reset(seed=0)
     assert obs["goal_image"].shape == (2, 64, 64, 3) and not info["is_success"].any()
     obs, rewards, _, _, info = envs.step(ACTIONS[0, :2])
-    assert obs["image"].shape == (2, 64, 64, 3) and (rewards != 0).all() and info["goal_c2w"].shape == (2, 4, 4)
+    assert (
+        obs["image"].shape == (2, 64, 64, 3) and (rewards != 0).all() and info["goal_c2w"].shape == (2, 4, 4)
+    )
 
 
 def test_processes_that_are_spawned_find_the_id():
     envs = gym.make_vec(
-        "sana_wm_env:SanaWM-v0", num_envs=1, vectorization_mode="async", vector_kwargs={"context": "spawn", "shared_memory": False}
+        "sana_wm_env:SanaWM-v0",
+        num_envs=1,
+        vectorization_mode="async",
+        vector_kwargs={"context": "spawn", "shared_memory": False},
     )
     obs, _ = envs.reset(seed=3)
     with gym.make("SanaWM-v0") as env:

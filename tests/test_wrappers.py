@@ -33,7 +33,9 @@ def test_last_frame():
         assert (seen == chunk[-1]).all() and seen.base is None  # a view would keep the whole chunk in memory
 
 
-@pytest.mark.parametrize("frames, numbers", [(1, [23]), (4, [5, 11, 17, 23]), (5, [3, 8, 13, 18, 23]), (24, range(24))])
+@pytest.mark.parametrize(
+    "frames, numbers", [(1, [23]), (4, [5, 11, 17, 23]), (5, [3, 8, 13, 18, 23]), (24, range(24))]
+)
 @pytest.mark.parametrize("channels_first", [False, True])
 def test_chunk_to_channels(frames, numbers, channels_first):
     env = ChunkToChannels(room(), frames, channels_first)
@@ -100,7 +102,9 @@ def test_spec_survives_json(name):
 def test_checker_is_silent(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", message=".*is different from the unwrapped version")  # the checker prefers no wrappers at all
+        warnings.filterwarnings(
+            "ignore", message=".*is different from the unwrapped version"
+        )  # the checker prefers no wrappers at all
         check_env(WRAPPED[name](room(size=(40, 40)).unwrapped), skip_render_check=True)
 
 
@@ -124,14 +128,20 @@ def test_record_episode_statistics():
         rewards.append(reward)
         if terminated or truncated:
             break
-    assert info["episode"]["l"] == len(rewards) and info["episode"]["r"] == pytest.approx(sum(rewards)) and any(rewards)
+    assert (
+        info["episode"]["l"] == len(rewards)
+        and info["episode"]["r"] == pytest.approx(sum(rewards))
+        and any(rewards)
+    )
 
 
 def test_rescale_action():
     env, bare = RescaleAction(room(), np.float32(0), np.float32(10)), room()
     env.reset(seed=0)
     bare.reset(seed=0)
-    assert (env.step(np.float32([5, 5, 10, 5, 2.5, 5]))[0] == bare.step(np.float32([0, 0, 1, 0, -0.5, 0]))[0]).all()
+    assert (
+        env.step(np.float32([5, 5, 10, 5, 2.5, 5]))[0] == bare.step(np.float32([0, 0, 1, 0, -0.5, 0]))[0]
+    ).all()
 
 
 def test_frame_stack_observation():

@@ -1,1 +1,1 @@
-"""What `sana-wm` runs beside training, evaluation and agents, one file a command. `cli.py` has the table."""
+"""Commands of `sana-wm` beside training, evaluation and agents, one file each. `cli.py` has the table."""

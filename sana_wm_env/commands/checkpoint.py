@@ -1,8 +1,9 @@
-"""`sana-wm checkpoint`: the names a checkpoint must have, what a given one has, and the same weights in another layout."""
+"""`sana-wm checkpoint`: the names a checkpoint must have, what a given one has, and the same weights in
+another layout.
+"""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from math import prod
@@ -16,7 +17,9 @@ from sana_wm_env.model.config import PRESETS, TransformerConfig, WorldConfig, pr
 from sana_wm_env.model.kernels.formats import Precision
 from sana_wm_env.model.network.transformer import Transformer
 from sana_wm_env.model.quantize import match_files, read_precision
-from sana_wm_env.model.storage.checkpoint import (
+from sana_wm_env.model.storage.layouts import LAYOUTS, Folder, open_folder
+from sana_wm_env.model.storage.weights import WeightFiles, compare_shapes, is_unused
+from sana_wm_env.model.storage.worlds import (
     UNDISTILLED,
     WRITTEN,
     CheckpointError,
@@ -27,8 +30,9 @@ from sana_wm_env.model.storage.checkpoint import (
     quantize_world,
     resolve_world,
 )
-from sana_wm_env.model.storage.published import LAYOUTS, Folder, open_folder
-from sana_wm_env.model.storage.weights import WeightFiles, compare, is_unused
+
+from ..files import write_json
+from ..outputs import Output, check_outputs
 
 # Frobenius norms that others report of SANA-WM_bidirectional; no other checkpoint needs to have them.
 REPORTED_NORMS = {"blocks.0.attn.qkv.weight": 720.04, "blocks.0.attn.out_proj_cam.weight": 10.78}
@@ -46,7 +50,9 @@ class KeysConfig:
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """Says what a checkpoint holds and whether its names and shapes are those of the network. Exit code 1 if they are not."""
+    """Says what a checkpoint holds and whether its names and shapes are those of the network. Exit code 1 if
+    they are not.
+    """
 
     path: Annotated[str, tyro.conf.Positional]
     """a world's name or folder, a downloaded repository, or one .safetensors or .pt file"""
@@ -65,12 +71,16 @@ class ConvertConfig:
     target: Annotated[Path, tyro.conf.Positional]
     """folder to write; it must not hold a checkpoint yet"""
     to: Literal["native", "diffusers", "world"]
-    """native: NVlabs' names in dit/; diffusers: transformer/ as SanaWMTransformer3DModel reads it; world: transformer.safetensors"""
+    """native: NVlabs' names in dit/; diffusers: transformer/ as SanaWMTransformer3DModel reads it; world:
+    transformer.safetensors
+    """
 
 
 @dataclass(frozen=True)
 class QuantizeConfig:
-    """Writes a world with its transformers in few bits, packed; everything else as it is. `inspect` says which layers are."""
+    """Writes a world with its transformers in few bits, packed; everything else as it is. `inspect` says
+    which layers are.
+    """
 
     source: Annotated[str, tyro.conf.Positional]
     """a world's name or folder, or a downloaded repository, with wide weights"""
@@ -82,34 +92,42 @@ class QuantizeConfig:
 
 def keys(config: KeysConfig) -> None:
     """Prints names and shapes, and their number."""
+    check_outputs(Output("--json", config.json, (".json",)))
     network = _network(_preset(config.preset))
     shapes = {name: list(t.shape) for name, t in network.state_dict().items()}
     if config.json:
-        config.json.write_text(json.dumps(shapes, indent=0) + "\n")
+        write_json(config.json, shapes)
     else:
         for name, shape in shapes.items():
             print(f"{name}  {tuple(shape)}")
     print(f"{len(shapes)} names, {sum(p.numel() for p in network.parameters()):,} parameters")
 
 
-def inspect(config: InspectConfig) -> int:
-    """Prints the findings on the transformer, and on that of the clips where a world has one. Returns 1 if names or shapes do not fit."""
+def inspect_command(config: InspectConfig) -> int:
+    """Prints the findings on the transformer, and on that of the clips where a world has one. Returns 1 if
+    names or shapes do not fit.
+    """
+    check_outputs(Output("--json", config.json, (".json",)), inputs=[config.path])
     files, layout, network, second = _opened(config)
     found = findings(files, layout, network)
-    both = [found]
+    transformers = [found]
     if second is not None:
         found["undistilled"] = findings(second, layout, network)
-        both.append(found["undistilled"])
+        transformers.append(found["undistilled"])
     if config.json:
-        config.json.write_text(json.dumps(found, indent=1) + "\n")
-    print("\n\n".join(_in_words(one) for one in both))
-    return int(any(one[kind] for one in both for kind in ("missing", "unexpected", "misshaped")))
+        write_json(config.json, found)
+    print("\n\n".join(_in_words(row) for row in transformers))
+    return int(any(row[kind] for row in transformers for kind in ("missing", "unexpected", "misshaped")))
 
 
 def findings(files: WeightFiles, layout: str, config: TransformerConfig) -> dict[str, Any]:
-    """What the files hold, beside what the network of `config` wants; only the tensors behind the reported norms are read."""
+    """Lists what the files hold beside what the network of `config` wants; reads only the tensors behind the
+    reported norms.
+    """
     outline = files.outline()
-    difference = compare({name: shape for name, (shape, _) in outline.items()}, match_files(_network(config), files))
+    difference = compare_shapes(
+        {name: shape for name, (shape, _) in outline.items()}, match_files(_network(config), files)
+    )
     read = {name: (shape, dtype) for name, (shape, dtype) in outline.items() if not is_unused(name)}
     apply = REPORTED_NORMS if config == PRESETS["2.6b"] else {}
     norms = {name: t.float().norm().item() for name, t in files.tensors(lambda name: name in apply)}
@@ -125,7 +143,9 @@ def findings(files: WeightFiles, layout: str, config: TransformerConfig) -> dict
         "unused_buffers": sorted({name.rpartition(".")[2] for name in outline if is_unused(name)}),
         "missing": list(difference.missing),
         "unexpected": list(difference.unexpected),
-        "misshaped": [{"name": name, "shape": given, "wanted": wanted} for name, given, wanted in difference.misshaped],
+        "misshaped": [
+            {"name": name, "shape": given, "wanted": wanted} for name, given, wanted in difference.misshaped
+        ],
         "norms": norms,
     }
 
@@ -142,18 +162,24 @@ def quantize_command(config: QuantizeConfig) -> None:
     """Packs, and says what it wrote and how large it is beside what it read."""
     source, settings = _opened_for_writing(config.source, config.target)
     if stored := read_precision(source.transformer):
-        raise CheckpointError(f"got {config.source}, which is in {stored} already; wanted the world that it was made of")
+        raise CheckpointError(
+            f"got {config.source}, which is in {stored} already; wanted the world that it was made of"
+        )
     quantize_world(source, config.target, settings, config.precision)
     before, after = source.transformer.nbytes, (config.target / WRITTEN["world"]).stat().st_size
-    print(f"wrote {config.target}: transformer {after:,} bytes in {config.precision}, {after / before:.0%} of {before:,}")
+    print(
+        f"wrote {config.target}: transformer {after:,} bytes in {config.precision}, "
+        f"{after / before:.0%} of {before:,}"
+    )
 
 
 def _opened_for_writing(world: str, target: Path) -> tuple[Folder, WorldConfig]:
     """A world whose weights fit its settings, and its settings; refused where `target` holds something."""
+    check_outputs(Output("the target", target, folder=True))
     source = open_folder(resolve_world(world))
     settings, files = load_config(source.path), source.transformer
     network = match_files(_network(settings.transformer), files)
-    if difference := compare({name: shape for name, (shape, _) in files.outline().items()}, network):
+    if difference := compare_shapes({name: shape for name, (shape, _) in files.outline().items()}, network):
         raise CheckpointError(f"{files} does not fit its configuration: {difference}")
     if taken := [layout.mark for layout in LAYOUTS.values() if (target / layout.mark).exists()]:
         raise ValueError(f"got {target}, which holds {', '.join(taken)} already; wanted a new folder")
@@ -165,21 +191,27 @@ def _in_words(found: dict[str, Any]) -> str:
     lines = [
         f"layout      {found['layout']}: {', '.join(found['files'])}",
         f"precision   {found['precision'] or 'wide'}",
-        f"tensors     {found['tensors']} ({dtypes}; unused buffers: {', '.join(found['unused_buffers']) or 'none'})",
+        f"tensors     {found['tensors']} ({dtypes}; unused buffers: "
+        f"{', '.join(found['unused_buffers']) or 'none'})",
         f"parameters  {found['parameters']:,}",
         f"bytes       {found['bytes']:,} of weights, {found['file_bytes']:,} in files",
     ]
     for kind in ("missing", "unexpected"):
         lines.append(f"{kind:<12}{', '.join(found[kind]) or 'none'}")
-    shapes = [f"{entry['name']} {entry['shape']} instead of {entry['wanted']}" for entry in found["misshaped"]]
+    shapes = [
+        f"{entry['name']} {entry['shape']} instead of {entry['wanted']}" for entry in found["misshaped"]
+    ]
     lines.append(f"mis-shaped  {', '.join(shapes) or 'none'}")
     for name, norm in found["norms"].items():
-        lines.append(f"norm        {name} {norm:.2f} ({REPORTED_NORMS[name]} is reported of the bidirectional 2.6b checkpoint)")
+        lines.append(
+            f"norm        {name} {norm:.2f} ({REPORTED_NORMS[name]} is reported of the "
+            "bidirectional 2.6b checkpoint)"
+        )
     return "\n".join(lines)
 
 
 def _parameters(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    """How many numbers of the network a stored tensor holds: scales are none, and a byte of NVFP4 is two."""
+    """Counts the parameters in a stored tensor: scales are none, and a byte of NVFP4 is two."""
     if name.endswith((".weight_scale", ".weight_scale_2")):
         return 0
     return prod(shape) * (2 if dtype == torch.uint8 else 1)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import os
 import platform
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,16 +15,30 @@ import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend
 
+from sana_wm_env.model.codecs.refiner import find_refiner
 from sana_wm_env.model.config import WorldConfig, preset
-from sana_wm_env.model.fit import GB, free_memory, need, ways_to_run, weight_bytes
 from sana_wm_env.model.kernels.formats import PRECISIONS, Precision
 from sana_wm_env.model.kernels.select import choose_dtype, describe_choice
 from sana_wm_env.model.kernels.tensor_cores import check_card
-from sana_wm_env.model.storage.checkpoint import known_worlds, load_config, resolve_world
-from sana_wm_env.model.storage.published import published_world
+from sana_wm_env.model.memory import GB, need, ways_to_run, weight_bytes
+from sana_wm_env.model.network.refiner import RefinerConfig
+from sana_wm_env.model.storage.layouts import published_world
+from sana_wm_env.model.storage.worlds import (
+    CheckpointError,
+    is_bundled,
+    known_worlds,
+    load_config,
+    resolve_world,
+)
+
+from ..files import write_json
+from ..machine import free_disk, free_memory
+from ..outputs import Output, check_outputs
 
 STEP_TFLOP = 101
-"""Operations of one step at 720p: five passes of 73.8 together and a decode of 27.1 (model/README.md section 2)."""
+"""Operations of one step at 720p: five passes of 73.8 together and a decode of 27.1 (model/README.md section
+2).
+"""
 SLOWEST_STEP_S = 15.0
 """A step shows 1.5 s. A machine that needs ten times as long is told to use another world."""
 PARTS = {
@@ -36,8 +49,17 @@ PARTS = {
     "decoder": "state of its decoder",
     "forward": "transient of a pass",
     "decode": "transient of the decode",
+    "refiner": "weights of the refiner",
+    "refiner_by_blocks": "with its blocks in files",
+    "window": "state of the refiner",
+    "refine": "transient of refining",
 }
-EXTRAS = {"hub": ("huggingface_hub", "diffusers", "transformers"), "gpu": ("fla", "triton"), "rl": ("stable_baselines3",)}
+OF_REFINER = ("refiner", "refiner_by_blocks", "window", "refine")
+EXTRAS = {
+    "hub": ("huggingface_hub", "diffusers", "transformers"),
+    "gpu": ("fla", "triton"),
+    "rl": ("stable_baselines3",),
+}
 
 
 @dataclass(frozen=True)
@@ -52,52 +74,80 @@ class DoctorConfig:
 
 def run(config: DoctorConfig) -> int:
     """Prints the findings. Returns 0 whatever fits."""
-    found = examine(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    check_outputs(Output("--json", config.json, (".json",)))
+    findings = examine_machine(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if config.json:
-        config.json.write_text(json.dumps(found, indent=1) + "\n")
-    print(in_words(found))
+        write_json(config.json, findings)
+    print(in_words(findings))
     return 0
 
 
-def examine(device: str) -> dict[str, Any]:
-    """The machine, and each preset with its bytes by stage and the reasons why it does not fit, if any."""
+def examine_machine(device: str) -> dict[str, Any]:
+    """Examines the machine, and each world on it: bytes by stage, and the reasons why it does not fit, if
+    any.
+    """
     machine = {
         "torch": torch.__version__,
         "device": device,
-        "processor": torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine(),
+        "processor": torch.cuda.get_device_name(device)
+        if device.startswith("cuda")
+        else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "free_memory": free_memory(device),
-        "free_disk": shutil.disk_usage(Path.home()).free,
+        "free_disk": free_disk(Path(os.path.expanduser("~"))),
         "tflops": {name: matmul_tflops(device, getattr(torch, name)) for name in ("float32", "bfloat16")},
-        "extras": {extra: {name: find_spec(name) is not None for name in names} for extra, names in EXTRAS.items()},
+        "extras": {
+            extra: {name: find_spec(name) is not None for name in names} for extra, names in EXTRAS.items()
+        },
     }
     worlds = {name: load_config(resolve_world(name)) for name in known_worlds()}
     worlds["2.6b"] = published_world("2.6b", preset("2.6b"))
-    return {"machine": machine, "presets": {name: judged(world, machine) for name, world in worlds.items()}}
+    refiners = {name: _refiner_of(name) for name in known_worlds()} | {"2.6b": RefinerConfig()}
+    rows = {name: judged(world, machine, refiners[name]) for name, world in worlds.items()}
+    return {"machine": machine, "presets": rows}
 
 
-def judged(world: WorldConfig, machine: dict[str, Any]) -> dict[str, Any]:
-    """One world on this machine: bytes by stage, in which ways it fits, and why not."""
+def judged(
+    world: WorldConfig, machine: dict[str, Any], refiner: RefinerConfig | None = None
+) -> dict[str, Any]:
+    """Describes one world on this machine: bytes by stage, the ways in which it fits, and why not. It is
+    judged by stage 1; what its refiner would add is said.
+    """
     device = machine["device"]
     dtype = choose_dtype(world.dtype, device)
     needed = need(world, dtype)
     peaks = ways_to_run(needed, device)
+    refined = need(world, dtype, refiner=refiner) if refiner else needed
     reasons = why_not(world, min(peaks.values()), machine)
     return {
         "image_size": list(world.image_size),
         "dtype": world.dtype,
         "computes": describe_choice(world.transformer, device, dtype),
         "kernels": {"attention": attention_kernel(world, device)},
-        "bytes": asdict(needed),
-        "precisions": {name: weight_bytes(world.transformer, dtype, name) for name in PRECISIONS if can_multiply(name, device)},
+        "bytes": {part: size for part, size in asdict(refined).items() if size or part not in OF_REFINER},
+        "precisions": {
+            name: weight_bytes(world.transformer, dtype, name)
+            for name in PRECISIONS
+            if can_multiply(name, device)
+        },
         "peak_bytes": peaks,
+        "peak_bytes_refined": ways_to_run(refined, device) if refiner else {},
         "fits": not reasons,
         "reasons": reasons,
     }
 
 
+def _refiner_of(world: str) -> RefinerConfig | None:
+    try:
+        return find_refiner(resolve_world(world), "auto").config
+    except CheckpointError:
+        return None
+
+
 def can_multiply(precision: Precision, device: str) -> bool:
-    """Whether a device takes a quantised world: a CPU takes all, exact and slow but for INT8, a GPU what its tensor cores multiply."""
+    """Returns True if a device takes a quantised world: a CPU takes all, exact and slow but for INT8, a GPU
+    what its tensor cores multiply.
+    """
     try:
         check_card(precision, torch.device(device))
     except ValueError:
@@ -106,15 +156,16 @@ def can_multiply(precision: Precision, device: str) -> bool:
 
 
 def why_not(world: WorldConfig, least: int, machine: dict[str, Any]) -> list[str]:
-    """What stands against running it here; empty if nothing does."""
+    """Returns the reasons why a world cannot run here; none if it can."""
     reasons = []
     if least > machine["free_memory"]:
         reasons.append(f"needs {least / GB:.1f} GB, {machine['free_memory'] / GB:.1f} GB are free")
-    if world.name not in known_worlds():
+    if not is_bundled(world.name):
         rate = max(machine["tflops"].values())
         if (seconds := STEP_TFLOP / rate) > SLOWEST_STEP_S:
             reasons.append(
-                f"one step is {STEP_TFLOP} TFLOP: at the {rate:.2f} TFLOP/s measured here at least {seconds:.0f} s for 1.5 s of video"
+                f"one step is {STEP_TFLOP} TFLOP: at the {rate:.2f} TFLOP/s measured here at least "
+                f"{seconds:.0f} s for 1.5 s of video"
                 + ("; no CUDA device" if machine["device"] == "cpu" else "")
             )
         if absent := [package for package, there in machine["extras"]["hub"].items() if not there]:
@@ -123,14 +174,18 @@ def why_not(world: WorldConfig, least: int, machine: dict[str, Any]) -> list[str
 
 
 def matmul_tflops(device: str, dtype: torch.dtype, seconds: float = 0.1) -> float:
-    """Best rate of a Linear on the device, in TFLOP/s. A CPU's is that of one thread times the threads: no less than the real."""
+    """Best rate of a Linear on the device, in TFLOP/s. A CPU's is that of one thread times the threads: no
+    less than the real.
+    """
     if device.startswith("cuda"):
         return _best_rate(torch.ones(8192, 8192, dtype=dtype, device=device), seconds, time.perf_counter)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         a = torch.ones(512, 512, dtype=dtype)
-        return threads * _best_rate(a, seconds, time.thread_time)  # of this thread alone, whatever else the machine does
+        return threads * _best_rate(
+            a, seconds, time.thread_time
+        )  # of this thread alone, whatever else the machine does
     finally:
         torch.set_num_threads(threads)
 
@@ -145,35 +200,46 @@ def _best_rate(a: torch.Tensor, seconds: float, clock: Callable[[], float]) -> f
 
 
 def attention_kernel(world: WorldConfig, device: str) -> str:
-    """Which implementation of attention torch takes for the sizes of a world."""
+    """Names the implementation of attention that torch takes for the sizes of a world."""
     heads, head_dim = world.transformer.heads, world.transformer.head_dim
     q = torch.empty(1, heads, 64, head_dim, dtype=choose_dtype(world.dtype, device), device=device)
     chosen = torch._fused_sdp_choice(q, q, q)  # pyright: ignore[reportPrivateImportUsage]  # nothing public tells
     return SDPBackend(chosen).name.lower().replace("_", " ")
 
 
-def in_words(found: dict[str, Any]) -> str:
-    """The findings as text."""
-    machine = found["machine"]
+def in_words(findings: dict[str, Any]) -> str:
+    """Formats the findings as text."""
+    machine = findings["machine"]
     rates = ", ".join(f"{rate:.2f} TFLOP/s in {name}" for name, rate in machine["tflops"].items())
     lines = [
         f"torch        {machine['torch']}, {machine['threads']} threads",
         f"device       {machine['device']}: {machine['processor']}, products at {rates}",
-        f"free         {machine['free_memory'] / GB:.1f} GB of memory on the device, {machine['free_disk'] / GB:.1f} GB of disk",
+        f"free         {machine['free_memory'] / GB:.1f} GB of memory on the device, "
+        f"{machine['free_disk'] / GB:.1f} GB of disk",
     ]
     for extra, packages in machine["extras"].items():
         lines.append(
-            f"extra {extra:<7}" + ", ".join(f"{name} {'installed' if there else 'not installed'}" for name, there in packages.items())
+            f"extra {extra:<7}"
+            + ", ".join(
+                f"{name} {'installed' if there else 'not installed'}" for name, there in packages.items()
+            )
         )
-    for name, row in found["presets"].items():
+    for name, row in findings["presets"].items():
         height, width = row["image_size"]
         lines += ["", f"{name}: {height} x {width}, {row['dtype']}, one session"]
-        lines += [f"  {what:<28}{kernel}" for what, kernel in ({"computes in": row["computes"]} | row["kernels"]).items()]
+        lines += [
+            f"  {what:<28}{kernel}"
+            for what, kernel in ({"computes in": row["computes"]} | row["kernels"]).items()
+        ]
         lines += [f"  {PARTS[part]:<28}{size / GB:>9.3f} GB" for part, size in row["bytes"].items()]
         packed = ", ".join(f"{size / GB:.3f} in {name}" for name, size in row["precisions"].items())
         lines += [f"  {'transformer, quantised':<28}{packed} GB"] if packed else []
         lines += [f"  peak {size / GB:.3f} GB, {way}" for way, size in row["peak_bytes"].items()]
+        lines += [
+            f"  peak {size / GB:.3f} GB with the refiner, {way}"
+            for way, size in row["peak_bytes_refined"].items()
+        ]
         lines += ["  fits"] if row["fits"] else [f"  does not fit: {reason}" for reason in row["reasons"]]
-    fitting = [name for name, row in found["presets"].items() if row["fits"]]
+    fitting = [name for name, row in findings["presets"].items() if row["fits"]]
     lines += ["", f"largest that fits: {fitting[-1]}" if fitting else "nothing fits: free some memory"]
     return "\n".join(lines)

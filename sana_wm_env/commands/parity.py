@@ -1,15 +1,18 @@
-"""Compare the network with golden files: exact outputs of tiny random networks (format: model/README.md section 13).
+"""Compare the network with golden files: exact outputs of tiny random networks (format: model/README.md
+section 13).
 
-`sana-wm parity FILE...` builds each network from its file alone, streams the clip in float64 and float32 and prints the largest
-absolute errors.
+`sana-wm parity FILE...` builds each network from its file alone, streams the clip in float64 and float32 and
+prints the largest absolute errors.
 """
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import tyro
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -45,7 +48,9 @@ class GoldenError(ValueError):
 
 @dataclass(frozen=True)
 class Golden:
-    """One golden file: configuration, noise levels, latent frames per chunk, and all tensors that are not weights."""
+    """One golden file: configuration, noise levels, latent frames per chunk, and all tensors that are not
+    weights.
+    """
 
     name: str
     config: TransformerConfig
@@ -67,7 +72,7 @@ def run(files: Sequence[str]) -> int:
     for file in files:
         try:
             golden = read_golden(Path(file))
-            rows = [(dtype, measure(golden, dtype)) for dtype in TOLERANCES]
+            rows = [(dtype, measure_errors(golden, dtype)) for dtype in TOLERANCES]
         except (GoldenError, CheckpointError) as error:
             print(f"{file}: {error}", file=sys.stderr)
             code = 2
@@ -76,9 +81,15 @@ def run(files: Sequence[str]) -> int:
             # written so that NaN counts as too large
             failed = {name: not error <= TOLERANCES[dtype][name] for name, error in errors.items()}
             cells = [f"{errors[c]:.2e}{'!' if failed[c] else ' '}" if c in errors else "- " for c in COLUMNS]
-            print(f"{Path(file).name:<{width}}  {str(dtype).removeprefix('torch.'):<8}" + "".join(f"{cell:>15}" for cell in cells))
+            print(
+                f"{Path(file).name:<{width}}  {str(dtype).removeprefix('torch.'):<8}"
+                + "".join(f"{cell:>15}" for cell in cells)
+            )
             code = max(code, int(any(failed.values())))
-    print("largest absolute errors; ! is above tolerance: float64 1e-5; float32 5e-5 (velocities, bidirectional), 2e-4 (latents, states)")
+    print(
+        "largest absolute errors; ! is above tolerance: float64 1e-5; float32 5e-5 (velocities, "
+        "bidirectional), 2e-4 (latents, states)"
+    )
     return code
 
 
@@ -90,8 +101,18 @@ def read_golden(path: Path) -> Golden:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
         raise GoldenError(f"cannot be read as safetensors: {error}") from None
-    weights = {key.removeprefix("weights."): tensors.pop(key) for key in list(tensors) if key.startswith("weights.")}
-    for name in ("inputs.x0", "inputs.noise", "inputs.text", "inputs.text_mask", "inputs.camera", "inputs.plucker", "outputs.latents"):
+    weights = {
+        key.removeprefix("weights."): tensors.pop(key) for key in list(tensors) if key.startswith("weights.")
+    }
+    for name in (
+        "inputs.x0",
+        "inputs.noise",
+        "inputs.text",
+        "inputs.text_mask",
+        "inputs.camera",
+        "inputs.plucker",
+        "outputs.latents",
+    ):
         if name not in tensors:
             raise GoldenError(f"has no tensor {name}")
     sigmas = _floats(metadata, "sigmas")
@@ -105,7 +126,7 @@ def read_golden(path: Path) -> Golden:
     return golden
 
 
-def measure(golden: Golden, dtype: torch.dtype) -> dict[str, float]:
+def measure_errors(golden: Golden, dtype: torch.dtype) -> dict[str, float]:
     """Largest absolute error per column of the table, the network and its inputs being cast to `dtype`."""
     with torch.device("meta"):
         network = Transformer(golden.config)
@@ -115,8 +136,12 @@ def measure(golden: Golden, dtype: torch.dtype) -> dict[str, float]:
 
 
 def _measure(golden: Golden, network: Transformer, dtype: torch.dtype) -> dict[str, float]:
-    x0, noise, camera, plucker = (golden.tensors[f"inputs.{name}"].to(dtype) for name in ("x0", "noise", "camera", "plucker"))
-    text = network.text_context(golden.tensors["inputs.text"][:, 0].to(dtype), golden.tensors["inputs.text_mask"])
+    x0, noise, camera, plucker = (
+        golden.tensors[f"inputs.{name}"].to(dtype) for name in ("x0", "noise", "camera", "plucker")
+    )
+    text = network.text_context(
+        golden.tensors["inputs.text"][:, 0].to(dtype), golden.tensors["inputs.text_mask"]
+    )
     errors: dict[str, float] = dict.fromkeys(COLUMNS[:3], 0.0)
     state: TransformerState | None = None
     latents, start = [], 0
@@ -131,7 +156,9 @@ def _measure(golden: Golden, network: Transformer, dtype: torch.dtype) -> dict[s
 
         x = euler(velocity, noise[:, :, frames], golden.sigmas, x0 if n == 0 else None)
         for i, v in enumerate(velocities):
-            errors["velocities"] = max(errors["velocities"], _error(v, golden.tensors[f"trace.chunk{n}.step{i}.v"]))
+            errors["velocities"] = max(
+                errors["velocities"], _error(v, golden.tensors[f"trace.chunk{n}.step{i}.v"])
+            )
         state = network.commit(x, text, cameras, state)
         errors["states"] = max(errors["states"], _state_error(golden, n, state))
         latents.append(x)
@@ -172,14 +199,14 @@ def _slots(block: BlockState) -> dict[str, Tensor]:
         if attention.camera_conv_tail is not None:
             slots["3"] = by_place(attention.camera_conv_tail)
     elif attention.entries:
-        own = attention.entries[-1]
-        for i, t in enumerate((own.key, own.value, own.camera_key, own.camera_value)):
+        newest = attention.entries[-1]
+        for i, t in enumerate((newest.key, newest.value, newest.camera_key, newest.camera_value)):
             slots[str(i)] = t.transpose(1, 2)  # (B, h, N, D) -> (B, N, h, D)
     return slots
 
 
 def _error(ours: Tensor, theirs: Tensor) -> float:
-    """Largest absolute difference; infinite where shapes differ or a number is not one."""
+    """Returns the largest absolute difference; infinite where shapes differ or a value is NaN."""
     if ours.shape != theirs.shape:
         return float("inf")
     return (ours.double() - theirs.double()).abs().nan_to_num(nan=float("inf")).max().item()
@@ -218,7 +245,9 @@ def _chunks(tensors: dict[str, Tensor], steps: int) -> tuple[int, ...]:
         sizes.append(tensors[first].shape[2])
     frames = tensors["inputs.noise"].shape[2]
     if sum(sizes) != frames:
-        raise GoldenError(f"its trace covers {sum(sizes)} latent frames (chunks {sizes}), its noise has {frames}")
+        raise GoldenError(
+            f"its trace covers {sum(sizes)} latent frames (chunks {sizes}), its noise has {frames}"
+        )
     return tuple(sizes)
 
 
@@ -228,7 +257,9 @@ def _check_shapes(golden: Golden, metadata: dict[str, str]) -> None:
         height, width = (int(side) for side in grid.split("x"))
     except ValueError:
         raise GoldenError(f"metadata grid is {grid!r}; wanted HxW") from None
-    frames, batch, channels = _integer(metadata, "latent_frames"), golden.tensors["inputs.noise"].shape[0], golden.config.in_channels
+    frames = _integer(metadata, "latent_frames")
+    batch = golden.tensors["inputs.noise"].shape[0]
+    channels = golden.config.in_channels
     tokens = golden.config.text_tokens
     wanted = {
         "inputs.noise": (batch, channels, frames, height, width),
@@ -273,3 +304,20 @@ def _floats(metadata: dict[str, str], name: str) -> tuple[float, ...]:
         return tuple(float(value) for value in text.split(","))
     except ValueError:
         raise GoldenError(f"metadata {name} is {text!r}; wanted numbers joined by commas") from None
+
+
+@dataclass(frozen=True)
+class ParityConfig:
+    """Each file brings a tiny network, its inputs and its exact outputs (format: model/README.md section 13).
+    Prints the largest absolute errors in float64 and float32.
+    """
+
+    files: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE...")] = ()
+    """golden files, .safetensors"""
+
+
+def check_files(config: ParityConfig) -> int:
+    """Runs a network on golden files and compares every number. Returns 1 if any is above its tolerance."""
+    if not config.files:
+        raise ValueError("got no golden file; wanted at least one: sana-wm parity FILE...")
+    return run(config.files)

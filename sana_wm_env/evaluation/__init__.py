@@ -1,7 +1,8 @@
-"""How good an imagined world is, measured against exact rooms. README.md in this folder has how to and results.
+"""Measurements of an imagined world against exact rooms. README.md in this folder explains them.
 
-Commands: `fidelity.py` frames, `follow.py` camera paths, `memory.py` views that were left, `benchmark.py` (with `benchmark_scenes.py`,
-`benchmark_report.py`) a minute each. `episodes.py` draws rooms and paths.
-What they measure with: `metrics.py` pictures, `poses.py` errors of paths, `tracking.py` paths from frames, `revisit.py` places seen twice.
-What they write with: `report.py`, `contact_sheet.py`; `published_results.py` has the paper's table.
+Commands: `fidelity.py` frames, `follow.py` camera paths, `video.py` those of any video, `memory.py` views
+that were left, `benchmark.py` (with `benchmark_scenes.py`, `benchmark_report.py`) a minute each,
+`precision.py` the cost of few bits, `refining.py` what the second stage does. `episodes.py` draws rooms and
+paths. Figures: `metrics.py` of pictures, `poses.py` of paths, `tracking.py` paths from frames, `revisit.py`
+of places seen twice. Output: `report.py`, `../contact_sheet.py`; `paper_results.py` has the paper's table.
 """

@@ -17,6 +17,7 @@ from ..rooms.paths import sample_starts, sample_twists, twist_paths
 from ..rooms.scene import Scenes, sample_scenes
 
 Rooms = Literal["home", "held-out"]
+MOST_EPISODES, MOST_CHUNKS = 10_000, 4000
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class Episodes:
         seeds: N seeds, which draw the paths; those of held-out rooms are those of the rooms.
         scenes: N rooms.
         path: (N, 1 + 24K, 4, 4) camera-to-world in each room's frame.
-        drives: "world", "shuffled" (the next episode's) and "reversed" (each motion inverted), or those of interest: the poses that the
-            model is given, (N, K, 24, 4, 4) relative to the first frame.
+        drives: "world", "shuffled" (the next episode's) and "reversed" (each motion inverted), or those of
+            interest: the poses that the model is given, (N, K, 24, 4, 4) relative to the first frame.
     """
 
     seeds: list[int]
@@ -38,27 +39,41 @@ class Episodes:
 
     def __getitem__(self, index: slice) -> Episodes:
         return Episodes(
-            self.seeds[index], self.scenes[index], self.path[index], {name: drive[index] for name, drive in self.drives.items()}
+            self.seeds[index],
+            self.scenes[index],
+            self.path[index],
+            {name: drive[index] for name, drive in self.drives.items()},
         )
 
 
-def draw_episodes(count: int, chunks: int, seed: int, rooms: Rooms = "held-out", device: str | torch.device = "cpu") -> Episodes:
+def draw_episodes(
+    count: int, chunks: int, seed: int, rooms: Rooms = "held-out", device: str | torch.device = "cpu"
+) -> Episodes:
     """Draws `count` rooms with a path of `chunks` chunks through each.
 
     Args:
         count: episodes, at least 2: one drives the other in the control "shuffled".
         chunks: of 24 frames.
-        seed: the first room's number; the others follow it.
-        rooms: "held-out" for rooms that training never saw; "home" for home rooms, on paths that it never saw.
+        seed: number of the first room; the others count up.
+        rooms: "held-out" for rooms that training never saw; "home" for home rooms, on paths that it never
+            saw.
         device: where the rooms are rendered.
     """
+    if count > MOST_EPISODES or chunks > MOST_CHUNKS:
+        raise ValueError(
+            f"got episodes={count}, chunks={chunks}; wanted at most {MOST_EPISODES} episodes and "
+            f"{MOST_CHUNKS} chunks: all paths are held at once"
+        )
     if count < 2 or chunks < 1 or seed < 0:
         raise ValueError(
-            f"got episodes={count}, chunks={chunks}, seed={seed}; wanted at least 2 episodes (one drives the other in the control "
+            f"got episodes={count}, chunks={chunks}, seed={seed}; wanted at least 2 episodes (one drives the "
+            "other in the control "
             "'shuffled'), at least 1 chunk and a seed of 0 or more"
         )
     seeds = [HELD_OUT + seed + i for i in range(count)]
-    scenes = sample_scenes(seeds if rooms == "held-out" else [HOME[(seed + i) % len(HOME)] for i in range(count)], device)
+    scenes = sample_scenes(
+        seeds if rooms == "held-out" else [HOME[(seed + i) % len(HOME)] for i in range(count)], device
+    )
     starts = sample_starts(scenes, seeds)
     twists = sample_twists(scenes, starts, seeds, chunks)
     origin = torch.eye(4, dtype=torch.float64, device=starts.device).expand(count, 4, 4)
@@ -78,6 +93,6 @@ def label_rooms(rooms: Rooms, seed: int, count: int) -> list[str]:
     return [f"home {(seed + i) % len(HOME)}" if rooms == "home" else f"room {seed + i}" for i in range(count)]
 
 
-def spread(chunks: int, most: int) -> list[int]:
-    """At most `most` chunk indices, evenly spread from the first to the last."""
+def spread_evenly(chunks: int, most: int) -> list[int]:
+    """Returns at most `most` chunk indices, evenly spread from the first to the last."""
     return sorted({round(i) for i in np.linspace(0, chunks - 1, min(chunks, most))})

@@ -1,7 +1,8 @@
-"""How far an estimated camera path is from the commanded one: RotErr, TransErr, CamMC, ATE and RPE under a stated alignment.
+"""How far an estimated camera path is from the commanded one: RotErr, TransErr, CamMC, ATE and RPE under a
+stated alignment.
 
-Pure functions on (F, 4, 4) camera-to-world matrices, OpenCV axes, metres. A number of this kind means nothing without its alignment, so
-every result carries it:
+Pure functions on (F, 4, 4) camera-to-world matrices, OpenCV axes, metres. A number of this kind means nothing
+without its alignment, so every result carries it:
 
 | alignment          | what is taken out of the estimate before it is compared                                             |
 |--------------------|-----------------------------------------------------------------------------------------------------|
@@ -12,14 +13,14 @@ every result carries it:
 | `rotation_product` | rotation from the mean of R_est R_ref^T, scale and shift from rotated translations (what the         |
 |                    | released evaluation code does; PyTorch3D's `corresponding_cameras_alignment(mode="extrinsics")`)     |
 
-`scale` and `sim3` never turn a path round by a negative factor; `rotation_product` may, as the released code does. After `se3`, `sim3` and
-`rotation_product` frame 0 need not coincide. Centres that lie on one line, or on one point, leave a rotation open to Umeyama's formula:
-it is the one that makes the orientations agree best.
+`scale` and `sim3` never turn a path round by a negative factor; `rotation_product` may, as the released code
+does. After `se3`, `sim3` and `rotation_product` frame 0 need not coincide. Centres that lie on one line, or
+on one point, leave a rotation open to Umeyama's formula: it is the one that makes the orientations agree
+best.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -28,13 +29,26 @@ import numpy as np
 import tyro
 from scipy.spatial.transform import Rotation
 
+from ..arrays import read_array
 from ..camera import FPS, Array, check_poses, relative_to_first
+from ..files import write_json, write_whole
+from ..outputs import Output, check_outputs
 
 Alignment = Literal["none", "scale", "se3", "sim3", "rotation_product"]
 ALIGNMENTS: tuple[Alignment, ...] = get_args(Alignment)
+SCALED: tuple[Alignment, ...] = ("scale", "sim3", "rotation_product")
+"""Alignments that find a scale, for which the reference has to move."""
+STILL_M = 1e-6
+TUM_FILES = ("estimated", "reference")
+STILL = (
+    "a reference that never moves: any path shrunk to a point would fit it, so no scale can be found and an "
+    "error of 0 m would say nothing; wanted none or se3"
+)
 FIGURES = ("rot_err_deg", "trans_err_m", "cam_mc")
 TIE_BREAK = 1e-9
-"""Weight of orientations against centres in Umeyama's covariance: decides only what the centres leave open."""
+"""Weight of orientations against centres in Umeyama's covariance: decides only what the centres leave
+open.
+"""
 
 
 @dataclass(frozen=True)
@@ -46,8 +60,10 @@ class PoseErrors:
         scale: factor that it put on the estimated translations.
         rot_err_deg: (F,) angle between the orientations.
         trans_err_m: (F,) distance of the camera centres.
-        cam_mc: (F,) Frobenius norm of the difference of the 3x4 matrices (CamMC; rotation entries and metres in one sum).
-        rpe_trans_m: (F - delta,) translation part of the relative pose error over `delta` frames (Sturm et al. 2012).
+        cam_mc: (F,) Frobenius norm of the difference of the 3x4 matrices (CamMC; rotation entries and metres
+            in one sum).
+        rpe_trans_m: (F - delta,) translation part of the relative pose error over `delta` frames (Sturm et
+            al. 2012).
         rpe_rot_deg: (F - delta,) its angle.
     """
 
@@ -80,11 +96,14 @@ class PoseErrors:
         }
 
 
-def pose_errors(estimated: Array, reference: Array, alignment: Alignment = "none", delta: int = 1) -> PoseErrors:
+def pose_errors(
+    estimated: Array, reference: Array, alignment: Alignment = "none", delta: int = 1
+) -> PoseErrors:
     """Compares an estimated path with the reference, frame by frame.
 
     Args:
-        estimated: (F, 4, 4) camera-to-world, OpenCV axes; metres, or any unit where the alignment finds the scale.
+        estimated: (F, 4, 4) camera-to-world, OpenCV axes; metres, or any unit where the alignment finds the
+            scale.
         reference: (F, 4, 4), metres.
         alignment: see the head of this module.
         delta: frames between the two poses of a relative pose error.
@@ -95,11 +114,18 @@ def pose_errors(estimated: Array, reference: Array, alignment: Alignment = "none
     if alignment not in ALIGNMENTS:
         raise ValueError(f"got alignment={alignment!r}; wanted one of {', '.join(ALIGNMENTS)}")
     reference = relative_to_first(check_poses(reference, name="reference poses"))
-    return compare(relative_to_first(check_poses(estimated, len(reference), "estimated poses")), reference, alignment, delta)
+    return compare_paths(
+        relative_to_first(check_poses(estimated, len(reference), "estimated poses")),
+        reference,
+        alignment,
+        delta,
+    )
 
 
-def compare(estimated: Array, reference: Array, alignment: Alignment = "none", delta: int = 1) -> PoseErrors:
-    """`pose_errors` of paths that are known to be sound and relative to their first frame: nothing is checked."""
+def compare_paths(
+    estimated: Array, reference: Array, alignment: Alignment = "none", delta: int = 1
+) -> PoseErrors:
+    """Computes `pose_errors` without checks, of paths that are sound and relative to their first frame."""
     aligned, scale = align(estimated, reference, alignment)
     relative = np.linalg.inv(_between(reference, delta)) @ _between(aligned, delta)
     difference = aligned[:, :3] - reference[:, :3]
@@ -114,8 +140,18 @@ def compare(estimated: Array, reference: Array, alignment: Alignment = "none", d
     )
 
 
+compare = compare_paths  # the former name
+
+
+def stands_still(path: Array) -> bool:
+    """Whether a path (F, 4, 4) keeps its camera in one place, turned or not."""
+    return bool(np.ptp(path[:, :3, 3], axis=0).max() < STILL_M)
+
+
 def align(estimated: Array, reference: Array, alignment: Alignment) -> tuple[Array, float]:
-    """The estimate (F, 4, 4) brought towards the reference (F, 4, 4), both relative to their first frame, and the scale it took."""
+    """The estimate (F, 4, 4) brought towards the reference (F, 4, 4), both relative to their first frame, and
+    the scale it took.
+    """
     turn, scale, shift = np.eye(3), 1.0, np.zeros(3)
     centres, targets = estimated[:, :3, 3], reference[:, :3, 3]
     if alignment == "scale":
@@ -127,7 +163,9 @@ def align(estimated: Array, reference: Array, alignment: Alignment) -> tuple[Arr
         products = reference[:, :3, :3] @ estimated[:, :3, :3].swapaxes(1, 2)
         u, _, vt = np.linalg.svd(products.mean(0))
         turn = u @ vt
-        brought = (products.swapaxes(1, 2) @ targets[..., None])[..., 0]  # where each frame's rotation would have the target
+        brought = (products.swapaxes(1, 2) @ targets[..., None])[
+            ..., 0
+        ]  # where each frame's rotation would have the target
         scale = _ratio(*(((a - a.mean(0)) * (centres - centres.mean(0))).sum() for a in (brought, centres)))
         shift = turn @ (brought.mean(0) - scale * centres.mean(0))
     aligned = estimated.copy()
@@ -168,39 +206,37 @@ def _rms(values: Array) -> float:
 
 
 def write_tum(path: Path, c2w: Array, times_s: Array) -> None:
-    """Writes poses (F, 4, 4) in the text format of the TUM RGB-D benchmark, `time x y z qx qy qz qw`, for tools such as evo."""
+    """Writes poses (F, 4, 4) in the text format of the TUM RGB-D benchmark, `time x y z qx qy qz qw`, for
+    tools such as evo.
+    """
     rows = np.column_stack([times_s, c2w[:, :3, 3], Rotation.from_matrix(c2w[:, :3, :3]).as_quat()])
-    np.savetxt(path, rows, fmt="%.12g")
+    write_whole(path, lambda part: np.savetxt(part, rows, fmt="%.12g"))
 
 
 def read_poses(path: Path) -> Array:
-    """Poses (F, 4, 4) of a .npy file, or of the array `c2w` in a .npz (what `RecordChunks` and the minute benchmark write).
+    """Poses (F, 4, 4) of a .npy file, or of the array `c2w` in a .npz (what `RecordChunks` and the minute
+    benchmark write).
 
     Raises:
         ValueError: another kind of file, no such array, or what `camera.check_poses` refuses.
     """
-    if path.suffix not in (".npy", ".npz"):
-        raise ValueError(f"got {path}; wanted poses as .npy, or as .npz with an array 'c2w'")
-    loaded = np.load(path)
-    if path.suffix == ".npz":
-        if "c2w" not in loaded:
-            raise ValueError(f"got {path} with {', '.join(loaded) or 'nothing'}; wanted an array 'c2w' of shape (F, 4, 4)")
-        loaded = loaded["c2w"]
-    return check_poses(loaded, name=str(path))
+    return check_poses(read_array(path, "c2w", "the poses"), name=str(path))
 
 
 @dataclass(frozen=True)
 class PosesConfig:
-    """Which paths are compared, and how."""
+    """Paths to compare, and how."""
 
     estimated: Annotated[Path, tyro.conf.Positional]
     """camera-to-world poses (F, 4, 4) from any estimator: .npy, or .npz with an array c2w"""
     reference: Annotated[Path, tyro.conf.Positional]
     """the commanded or true poses, likewise"""
     align: Alignment | Literal["all"] = "all"
-    """what is taken out of the estimate first"""
+    """what the alignment removes from the estimate first"""
     every: int = 1
-    """take every n-th frame of the reference; the estimate has as many frames as that gives (Pi3 as the authors ran it: 4)"""
+    """take every n-th frame of the reference; the estimate has as many frames as that gives (Pi3 as the
+    authors ran it: 4)
+    """
     delta: int = 1
     """frames, of those taken, between the poses of a relative pose error"""
     estimator: str = "not stated"
@@ -215,28 +251,57 @@ def run(config: PosesConfig) -> None:
     """Prints a row per alignment; two runs write equal bytes."""
     if config.every < 1 or config.delta < 1:
         raise ValueError(f"got every={config.every}, delta={config.delta}; wanted at least 1 of each")
+    tum = [config.tum / f"{name}.txt" for name in TUM_FILES] if config.tum else []
+    check_outputs(
+        Output("--json", config.json, (".json",)),
+        Output("--tum", config.tum, folder=True),
+        *(Output("a file of --tum", path) for path in tum),
+        inputs=(config.estimated, config.reference),
+    )
     estimated, reference = read_poses(config.estimated), read_poses(config.reference)[:: config.every]
-    wanted = ALIGNMENTS if config.align == "all" else (config.align,)
+    still = stands_still(reference)
+    if still and config.align in SCALED:
+        raise ValueError(f"got --align {config.align} and {STILL}")
+    asked: tuple[Alignment, ...] = ALIGNMENTS if config.align == "all" else (config.align,)
+    wanted: list[Alignment] = [alignment for alignment in asked if not (still and alignment in SCALED)]
     errors = [pose_errors(estimated, reference, alignment, config.delta) for alignment in wanted]
     print(f"{len(reference)} frames, estimator: {config.estimator}")
-    columns = ("rot_err_deg", "trans_err_m", "cam_mc", "ate_rmse_m", "rpe_trans_rmse_m", "rpe_rot_rmse_deg", "scale")
+    columns = (
+        "rot_err_deg",
+        "trans_err_m",
+        "cam_mc",
+        "ate_rmse_m",
+        "rpe_trans_rmse_m",
+        "rpe_rot_rmse_deg",
+        "scale",
+    )
     titles = ("RotErr °", "TransErr m", "CamMC", "ATE m", "RPE m", "RPE °", "scale")
     print(f"{'alignment':<18}" + "".join(f"{title:>12}" for title in titles))
-    for one in errors:
-        row = one.summary()
-        print(f"{one.alignment:<18}" + "".join(f"{'-' if row[c] is None else format(row[c], '.4f'):>12}" for c in columns))
+    for path_errors in errors:
+        row = path_errors.summary()
+        print(
+            f"{path_errors.alignment:<18}"
+            + "".join(f"{'-' if row[c] is None else format(row[c], '.4f'):>12}" for c in columns)
+        )
+    if still:
+        print(f"{', '.join(SCALED)}: left out, as the files have {STILL}")
     if config.json:
-        frames = [{name: getattr(one, name).tolist() for name in (*FIGURES, "rpe_trans_m", "rpe_rot_deg")} for one in errors]
+        frames = [
+            {name: getattr(path_errors, name).tolist() for name in (*FIGURES, "rpe_trans_m", "rpe_rot_deg")}
+            for path_errors in errors
+        ]
         report = {
             "estimator": config.estimator,
             "frame_indices": list(range(0, len(reference) * config.every, config.every)),
             "delta": config.delta,
-            "results": [one.summary() | {"frames": each} for one, each in zip(errors, frames, strict=True)],
+            "results": [
+                path_errors.summary() | {"frames": each}
+                for path_errors, each in zip(errors, frames, strict=True)
+            ],
         }
-        config.json.parent.mkdir(parents=True, exist_ok=True)
-        config.json.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
-    if config.tum:
-        config.tum.mkdir(parents=True, exist_ok=True)
-        times = np.arange(len(reference)) * config.every / FPS
-        for name, path in (("estimated", estimated), ("reference", reference)):
-            write_tum(config.tum / f"{name}.txt", relative_to_first(path), times)
+        if still:
+            report["left_out"] = dict.fromkeys(SCALED, STILL)
+        write_json(config.json, report)
+    times = np.arange(len(reference)) * config.every / FPS
+    for file, path in zip(tum, (estimated, reference), strict=False):
+        write_tum(file, relative_to_first(path), times)

@@ -20,7 +20,6 @@ Letters: N episodes, B of a batch, K chunks, F = 1 + 24 K frames.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,21 +27,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sana_wm_env.model.config import WorldConfig
 from sana_wm_env.model.kernels.formats import PRECISIONS, Precision
 from sana_wm_env.model.quantize import LAYERS, PUBLISHED, count_bytes, quantize
-from sana_wm_env.model.storage.checkpoint import load_config, resolve_world
+from sana_wm_env.model.storage.worlds import load_config, resolve_world
 from sana_wm_env.model.world import WorldModel
 
 from ..camera import relative_to_first
+from ..files import write_json
+from ..progress import Progress, progress
 from ..rooms import default_intrinsics
 from ..rooms.paths import CHUNK_FRAMES
 from ..rooms.render import render
 from . import metrics, report
 from .episodes import Episodes, Rooms, draw_episodes
-from .poses import compare
+from .poses import compare_paths
 from .revisit import revisit_consistency, revisit_pairs, sharpness
 from .tracking import GAP, track
 
@@ -60,7 +60,7 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class PrecisionConfig:
-    """What is measured, and where the report goes."""
+    """Precisions and episodes to measure, and the files of the report."""
 
     world: str = "rooms"
     """name of a bundled world, or the folder of a trained one, with wide weights"""
@@ -102,17 +102,23 @@ class Variant:
 
 
 def list_variants(config: PrecisionConfig, world: WorldConfig, dtype: torch.dtype) -> list[Variant]:
-    """All that is compared, `wide` first."""
-    found = [Variant("wide")] + ([Variant("float32", dtype=torch.float32)] if dtype != torch.float32 else [])
-    found += [Variant(precision, precision) for precision in config.precisions]
+    """Lists the variants to compare, `wide` first."""
+    variants = [Variant("wide")] + (
+        [Variant("float32", dtype=torch.float32)] if dtype != torch.float32 else []
+    )
+    variants += [Variant(precision, precision) for precision in config.precisions]
     if (chosen := config.apart) is None:
-        return found
+        return variants
     steps = tuple(round(1000 * sigma) for sigma in world.sigmas)
-    found.append(Variant(f"{chosen}, ends wide", chosen, wide_at=(steps[0], steps[-2])))
-    found.append(Variant(f"{chosen}, weights only", chosen, wide_at=steps))
+    variants.append(Variant(f"{chosen}, ends wide", chosen, wide_at=(steps[0], steps[-2])))
+    variants.append(Variant(f"{chosen}, weights only", chosen, wide_at=steps))
     for group in dict.fromkeys(layer.group for layer in LAYERS.values()):
-        found.append(Variant(f"{chosen}, {group}", chosen, tuple(n for n, layer in LAYERS.items() if layer.group == group)))
-    return [*found, Variant(f"{chosen}, all layers", chosen, tuple(LAYERS))]
+        variants.append(
+            Variant(
+                f"{chosen}, {group}", chosen, tuple(n for n, layer in LAYERS.items() if layer.group == group)
+            )
+        )
+    return [*variants, Variant(f"{chosen}, all layers", chosen, tuple(LAYERS))]
 
 
 def go_and_return(episodes: Episodes) -> Episodes:
@@ -120,12 +126,14 @@ def go_and_return(episodes: Episodes) -> Episodes:
     pose of the first.
     """
     path = torch.cat([episodes.path, episodes.path.flip(1)[:, 1:]], 1)
-    driven = torch.from_numpy(np.stack([relative_to_first(p) for p in path.cpu().numpy()]))[:, 1:].unflatten(1, (-1, CHUNK_FRAMES))
+    driven = torch.from_numpy(np.stack([relative_to_first(p) for p in path.cpu().numpy()]))[:, 1:].unflatten(
+        1, (-1, CHUNK_FRAMES)
+    )
     return replace(episodes, path=path, drives={"world": driven})
 
 
 @torch.inference_mode()
-def imagine(world: WorldModel, episodes: Episodes, batch: int, bar: tqdm) -> Tensor:
+def imagine(world: WorldModel, episodes: Episodes, batch: int, bar: Progress) -> Tensor:
     """Frames uint8 (N, F, H, W, 3) of all episodes, the true first one in front."""
     size, videos = world.config.image_size, []
     for start in range(0, len(episodes.seeds), batch):
@@ -143,15 +151,17 @@ def imagine(world: WorldModel, episodes: Episodes, batch: int, bar: tqdm) -> Ten
     return torch.cat(videos)
 
 
-def measure(video: Tensor, truth: Tensor, wide: Tensor, episodes: Episodes) -> dict[str, np.ndarray]:
+def measure_videos(video: Tensor, truth: Tensor, wide: Tensor, episodes: Episodes) -> dict[str, np.ndarray]:
     """Figures (N,) of `FIGURES` from videos (N, F, H, W, 3): of a variant, of the exact rendering, of the
     wide world.
     """
     lens = torch.tensor(default_intrinsics((video.shape[2], video.shape[3]))).expand(len(video), 4)
     paths = track(video[:, ::GAP], episodes.scenes, episodes.path[:, 0], lens)
     commanded = [relative_to_first(path) for path in episodes.path.cpu().numpy()]
-    errors = [compare(path, c2w[::GAP], "none") for path, c2w in zip(paths, commanded, strict=True)]
-    revisits = [revisit_consistency(v, revisit_pairs(c2w))["psnr_db"] for v, c2w in zip(video, commanded, strict=True)]
+    errors = [compare_paths(path, c2w[::GAP], "none") for path, c2w in zip(paths, commanded, strict=True)]
+    revisits = [
+        revisit_consistency(v, revisit_pairs(c2w))["psnr_db"] for v, c2w in zip(video, commanded, strict=True)
+    ]
     per_frame = {
         "psnr_db": metrics.psnr(video[:, 1:], truth[:, 1:]),
         "psnr_to_wide_db": metrics.psnr(video[:, 1:], wide[:, 1:]),
@@ -165,7 +175,9 @@ def measure(video: Tensor, truth: Tensor, wide: Tensor, episodes: Episodes) -> d
     }
 
 
-def measure_all(config: PrecisionConfig, episodes: Episodes) -> Iterator[tuple[Variant | None, dict[str, np.ndarray], int]]:
+def measure_all(
+    config: PrecisionConfig, episodes: Episodes
+) -> Iterator[tuple[Variant | None, dict[str, np.ndarray], int]]:
     """Yields each variant with its figures and the bytes of its transformer; first None, the exact
     rendering.
     """
@@ -174,26 +186,30 @@ def measure_all(config: PrecisionConfig, episodes: Episodes) -> Iterator[tuple[V
     lens = torch.tensor(default_intrinsics(size)).expand(len(episodes.seeds), 4)
     truth = render(episodes.scenes, episodes.path, lens, size).rgb.cpu()
     variants, wide = list_variants(config, world.config, world.transformer.dtype), None
-    with tqdm(total=len(variants) * len(truth) * config.chunks, unit="chunk", desc="precision") as bar:
+    with progress(total=len(variants) * len(truth) * config.chunks, unit="chunk", desc="precision") as bar:
         for variant in variants:
             world = variant.open(config.world, config.device)
             video = imagine(world, episodes, config.batch, bar)
             if wide is None:
                 wide = video
-                yield None, measure(truth, truth, wide, episodes), 0
-            yield variant, measure(video, truth, wide, episodes), count_bytes(world.transformer, world.transformer.dtype)
+                yield None, measure_videos(truth, truth, wide, episodes), 0
+            yield (
+                variant,
+                measure_videos(video, truth, wide, episodes),
+                count_bytes(world.transformer, world.transformer.dtype),
+            )
 
 
 def summarise(figures: dict[str, np.ndarray], wide: dict[str, np.ndarray]) -> dict[str, dict]:
     """Figure -> its estimate, and where that is of interest the estimate of its difference from `wide`
     within episodes.
     """
-    found = {}
+    summary = {}
     for name, (_, _, differs) in FIGURES.items():
-        found[name] = {"value": metrics.estimate(figures[name]).to_dict()}
+        summary[name] = {"value": metrics.estimate_mean(figures[name]).to_dict()}
         if differs:
-            found[name]["minus_wide"] = metrics.estimate(figures[name] - wide[name]).to_dict()
-    return found
+            summary[name]["minus_wide"] = metrics.estimate_mean(figures[name] - wide[name]).to_dict()
+    return summary
 
 
 def table(rows: dict[str, dict]) -> str:
@@ -207,18 +223,28 @@ def table(rows: dict[str, dict]) -> str:
         if not differs or variant in ("wide", "truth"):
             return text
         difference = metrics.Estimate(**figures[name]["minus_wide"])
-        return text if difference.mean is None else f"{text}, {'+' * (difference.mean >= 0)}{report.cell(difference, digits)}"
+        return (
+            text
+            if difference.mean is None
+            else f"{text}, {'+' * (difference.mean >= 0)}{report.cell(difference, digits)}"
+        )
 
     body = [
-        [name, f"{row['bytes'] / 1e6:.2f}" if row["bytes"] else "-", *(cell(f, row["figures"], name) for f in FIGURES)]
+        [
+            name,
+            f"{row['bytes'] / 1e6:.2f}" if row["bytes"] else "-",
+            *(cell(f, row["figures"], name) for f in FIGURES),
+        ]
         for name, row in rows.items()
     ]
     return report.markdown_table(["variant", "weights, MB", *(title for title, *_ in FIGURES.values())], body)
 
 
 SAYS = (
-    "Means over episodes ± 95 % interval; behind the comma the difference from `wide` within episodes, with its own interval. `truth` is "
-    "the exact rendering: the most there is, and the error of the pose estimator itself. Activations and weights are rounded exactly as "
+    "Means over episodes ± 95 % interval; behind the comma the difference from `wide` within episodes, with "
+    "its own interval. `truth` is "
+    "the exact rendering: the most there is, and the error of the pose estimator itself. Activations and "
+    "weights are rounded exactly as "
     "a GPU would round them, whatever computed this."
 )
 
@@ -226,10 +252,16 @@ SAYS = (
 def run(config: PrecisionConfig) -> int:
     """Measures, prints the table, writes report and page. Two runs on one machine write equal reports."""
     if config.chunks < 2 or config.chunks % 2 or config.batch < 1:
-        raise ValueError(f"got chunks={config.chunks}, batch={config.batch}; wanted an even number of chunks and a batch of at least 1")
+        raise ValueError(
+            f"got chunks={config.chunks}, batch={config.batch}; wanted an even number of chunks and a batch "
+            "of at least 1"
+        )
+    report.check_report(config.json)
     if "streaming" not in load_config(resolve_world(config.world)).variants:
         raise ValueError(f"got the world {config.world!r}, which does not stream; wanted one that does")
-    episodes = go_and_return(draw_episodes(config.episodes, config.chunks // 2, config.seed, config.rooms, config.device))
+    episodes = go_and_return(
+        draw_episodes(config.episodes, config.chunks // 2, config.seed, config.rooms, config.device)
+    )
     header = {"config": {k: v for k, v in asdict(config).items() if k != "json"}}
     header |= report.provenance(WorldModel.load(config.world, config.device))
     rows: dict[str, dict] = {}
@@ -237,9 +269,10 @@ def run(config: PrecisionConfig) -> int:
     for variant, figures, size in measure_all(config, episodes):
         wide = figures if variant is None or variant.name == "wide" else wide
         rows[variant.name if variant else "truth"] = {"bytes": size, "figures": summarise(figures, wide)}
-    config.json.parent.mkdir(parents=True, exist_ok=True)
-    config.json.write_text(json.dumps(header | {"variants": rows}, indent=1, allow_nan=False) + "\n")
+    write_json(config.json, header | {"variants": rows})
     text = table(rows)
-    report.write_page(page := config.json.with_suffix(".md"), "Precision", header, [("Figures", f"{SAYS}\n\n{text}")], [])
+    report.write_page(
+        page := config.json.with_suffix(".md"), "Precision", header, [("Figures", f"{SAYS}\n\n{text}")], []
+    )
     print(f"{text}\n{SAYS}\nwrote {config.json}, {page}")
     return 0

@@ -1,4 +1,5 @@
-"""What a minute does to a world: whether a place looks the same when the camera comes back, and whether the picture decays.
+"""What a minute does to a world: whether a place looks the same when the camera comes back, and whether the
+picture decays.
 
 Letters: F frames of a video, P pairs, H, W pixels.
 """
@@ -34,8 +35,8 @@ def revisit_pairs(c2w: Array, every: int = 8) -> list[tuple[int, int]]:
         every: frames looked at: one of so many.
 
     Returns:
-        At most `MAX_PAIRS` pairs (earlier, later), the nearest poses first, each at least two seconds from those before it. The distance
-        that counts is metres / `NEAR_M` + degrees / `NEAR_DEG`.
+        At most `MAX_PAIRS` pairs (earlier, later), the nearest poses first, each at least two seconds from
+        those before it. The distance that counts is metres / `NEAR_M` + degrees / `NEAR_DEG`.
     """
     frames = np.arange(0, len(c2w), every)
     at = c2w[frames]
@@ -44,7 +45,9 @@ def revisit_pairs(c2w: Array, every: int = 8) -> list[tuple[int, int]]:
     degrees = np.degrees(Rotation.from_matrix(turns.reshape(-1, 3, 3)).magnitude()).reshape(metres.shape)
     near = (metres < NEAR_M) & (degrees < NEAR_DEG)
     # The camera has been away if some frame between the two is not near the earlier one.
-    away = np.stack([np.maximum.accumulate(np.where(np.arange(len(at)) > i, ~near[i], False)) for i in range(len(at))])
+    away = np.stack(
+        [np.maximum.accumulate(np.where(np.arange(len(at)) > i, ~near[i], False)) for i in range(len(at))]
+    )
     late = frames[None] - frames[:, None] >= AWAY_S * FPS
     first, second = np.nonzero(near & away & late)
     order = np.argsort(metres[first, second] / NEAR_M + degrees[first, second] / NEAR_DEG, kind="stable")
@@ -58,7 +61,8 @@ def revisit_pairs(c2w: Array, every: int = 8) -> list[tuple[int, int]]:
 
 
 def revisit_consistency(video: Tensor, pairs: list[tuple[int, int]]) -> dict[str, float | None]:
-    """How alike the frames of each pair are, mean over pairs; None where there is no pair, or no LPIPS.
+    """Returns the similarity of the frames of each pair, mean over pairs; None where there is no pair, or no
+    LPIPS.
 
     Args:
         video: uint8 (F, H, W, 3).
@@ -80,9 +84,11 @@ def revisit_consistency(video: Tensor, pairs: list[tuple[int, int]]) -> dict[str
 
 @cache
 def lpips_distance() -> Callable[[Tensor, Tensor], Tensor] | None:
-    """LPIPS with AlexNet on uint8 (P, H, W, 3) -> (P,), or None: the package or AlexNet's weights are not on this machine.
+    """LPIPS with AlexNet on uint8 (P, H, W, 3) -> (P,), or None: the package or AlexNet's weights are not on
+    this machine.
 
-    Nothing is downloaded: `pip install lpips`, and torchvision's `alexnet-owt-7be5be79.pth` in torch's hub folder.
+    Nothing is downloaded: `pip install lpips`, and torchvision's `alexnet-owt-7be5be79.pth` in torch's hub
+    folder.
     """
     if not (Path(torch.hub.get_dir()) / "checkpoints" / "alexnet-owt-7be5be79.pth").exists():
         return None
@@ -100,13 +106,16 @@ def lpips_distance() -> Callable[[Tensor, Tensor], Tensor] | None:
 
 
 def sharpness(frames: Tensor) -> Tensor:
-    """Mean absolute difference of neighbouring grey values, what blur takes away first: uint8 (..., H, W, 3) -> float64 (...)."""
+    """Mean absolute difference of neighbouring grey values, which blur lowers first: uint8 (..., H, W, 3) ->
+    float64 (...).
+    """
     grey = frames.double().mean(-1)
     return (grey.diff(dim=-1).abs().mean((-2, -1)) + grey.diff(dim=-2).abs().mean((-2, -1))) / 2
 
 
 def drift(video: Tensor) -> dict[str, dict[str, float]]:
-    """Contrast and sharpness in the first and in the last ten seconds (in halves, where a video is shorter), and what is left of them.
+    """Measures contrast and sharpness in the first and in the last ten seconds (in halves, where a video is
+    shorter), and the share that is kept.
 
     Args:
         video: uint8 (F, H, W, 3).

@@ -1,17 +1,20 @@
 """The camera's path, estimated from the frames of a video whose first frame shows a known room.
 
-Dense direct tracking (Steinbruecker, Sturm, Cremers 2011; Kerl, Sturm, Cremers 2013): the pose of each frame is the one at which its pixels
-agree best with a reference, Gauss-Newton over the six numbers of a pose, coarse to fine, robust weights. The references are
+Dense direct tracking (Steinbruecker, Sturm, Cremers 2011; Kerl, Sturm, Cremers 2013): the pose of each frame
+is the one at which its pixels agree best with a reference, Gauss-Newton over the six numbers of a pose,
+coarse to fine, robust weights. The references are
 
 * the frame `GAP` frames earlier, and
-* unless `with_room=False`, the exact picture of the room from the pose estimated for that earlier frame, brightness and contrast fitted.
-  It keeps errors from adding up. Where the video shows something else than the room, its residuals are large and it weighs little.
+* unless `with_room=False`, the exact picture of the room from the pose estimated for that earlier frame,
+  brightness and contrast fitted. It keeps errors from adding up. Where the video shows something else than
+  the room, its residuals are large and it weighs little.
 
-The depth of both is that of the exact room at the estimate. What goes in is the video, the room, the first pose and the lens; the commanded
-path does not, and the search for a pose begins at the pose before, never at the commanded one.
+The depth of both is that of the exact room at the estimate. Input are the video, the room, the first pose and
+the lens, not the commanded path: the search for a pose begins at the pose before.
 
-Where it breaks: a video whose shapes are no longer those of the room gives motions in metres of the wrong room; flat colour holds no motion
-and is read as none (a weak prior); and who turns by more than a fifth of the picture within `GAP` frames is lost.
+Limits: a video whose shapes are no longer those of the room gives motions in metres of the wrong room; flat
+colour shows no motion and is read as none (a weak prior); a camera that turns by more than a fifth of the
+picture within `GAP` frames is lost.
 
 Letters: N videos, F frames, H, W pixels, R residuals.
 """
@@ -25,9 +28,9 @@ import torch
 import torch.nn.functional as F
 from scipy.spatial.transform import RigidTransform
 from torch import Tensor
-from tqdm import tqdm
 
 from ..camera import Array, compose, twist_path
+from ..progress import progress
 from ..rooms.render import render
 from ..rooms.scene import Scenes
 
@@ -36,7 +39,9 @@ GAP = 8
 ITERATIONS = (10, 8, 6)
 """On a quarter, half and all of the resolution."""
 PRIOR = (0.2, 0.2, 0.2, 0.1, 0.1, 0.1)
-"""Standard deviation of a motion within `GAP` frames, metres and radians: twice the largest that the environment commands."""
+"""Standard deviation of a motion within `GAP` frames, metres and radians: twice the largest that the
+environment commands.
+"""
 INDEPENDENT = 1 / 30
 """Share of pixels that count as independent at half resolution: neighbours err together."""
 KERNEL = 4.0
@@ -44,11 +49,14 @@ KERNEL = 4.0
 
 
 @torch.inference_mode()
-def track(frames: Tensor, scenes: Scenes, starts: Tensor, intrinsics_px: Tensor, with_room: bool = True) -> Array:
+def track(
+    frames: Tensor, scenes: Scenes, starts: Tensor, intrinsics_px: Tensor, with_room: bool = True
+) -> Array:
     """Estimates camera paths.
 
     Args:
-        frames: uint8 (N, F, H, W, 3), every `GAP`-th frame of each video; the first one shows the room from `starts`.
+        frames: uint8 (N, F, H, W, 3), every `GAP`-th frame of each video; the first one shows the room from
+            `starts`.
         scenes: N rooms.
         starts: (N, 4, 4) first poses in the rooms' frames, camera-to-world, metres.
         intrinsics_px: (N, 4) fx, fy, cx, cy in pixels of the frames.
@@ -60,15 +68,23 @@ def track(frames: Tensor, scenes: Scenes, starts: Tensor, intrinsics_px: Tensor,
     Raises:
         ValueError: frames of another dtype or shape, or smaller than 32 pixels.
     """
-    if frames.dtype != torch.uint8 or frames.ndim != 5 or frames.shape[-1] != 3 or min(frames.shape[2:4]) < 32:
-        raise ValueError(f"got frames {frames.dtype} {tuple(frames.shape)}; wanted uint8 (N, F, H, W, 3) of at least 32 x 32 pixels")
+    if (
+        frames.dtype != torch.uint8
+        or frames.ndim != 5
+        or frames.shape[-1] != 3
+        or min(frames.shape[2:4]) < 32
+    ):
+        raise ValueError(
+            f"got frames {frames.dtype} {tuple(frames.shape)}; wanted uint8 (N, F, H, W, 3) of at "
+            "least 32 x 32 pixels"
+        )
     size = (frames.shape[2], frames.shape[3])
     device = scenes.device
     video = frames.to(device).movedim(-1, 2).float()  # (N, F, 3, H, W)
     starts, intrinsics = starts.double().to(device), intrinsics_px.float().to(device)
     path = [np.tile(np.eye(4), (len(frames), 1, 1))]
     pairs = list(pairwise(video.unbind(1)))
-    for before, now in tqdm(pairs, desc="poses", unit="frame", leave=False, disable=len(pairs) < 30):
+    for before, now in progress(pairs, desc="poses", unit="frame", leave=False, disable=len(pairs) < 30):
         view = render(scenes, (starts @ torch.from_numpy(path[-1]).to(device))[:, None], intrinsics, size)
         references = [before]
         if with_room:
@@ -84,38 +100,63 @@ def _like(picture: Tensor, other: Tensor) -> Tensor:
 
 
 def _motion(references: list[Tensor], now: Tensor, depth_m: Tensor, intrinsics: Tensor) -> Array:
-    """Pose (N, 4, 4) of the camera that took `now` (N, 3, H, W), seen from the one of the references (N, 3, H, W each)."""
+    """Pose (N, 4, 4) of the camera that took `now` (N, 3, H, W), seen from the one of the references (N, 3,
+    H, W each).
+    """
     levels = [(references, now, depth_m)]
     for _ in ITERATIONS[1:]:
         pictures, target, depth = levels[-1]
-        halved = 1 / F.avg_pool2d(1 / depth[:, None], 2)[:, 0]  # inverse depth is linear in the image on any plane
+        halved = (
+            1 / F.avg_pool2d(1 / depth[:, None], 2)[:, 0]
+        )  # inverse depth is linear in the image on any plane
         levels.append(([F.avg_pool2d(p, 2) for p in pictures], F.avg_pool2d(target, 2), halved))
     pose = np.tile(np.eye(4), (len(now), 1, 1))
-    for iterations, (shrink, (pictures, target, depth)) in zip(ITERATIONS, reversed(list(enumerate(levels))), strict=True):
-        pose = _refine(pose, pictures, target, depth, intrinsics / 2**shrink, iterations, INDEPENDENT * 4 ** (shrink - 1))
+    for iterations, (shrink, (pictures, target, depth)) in zip(
+        ITERATIONS, reversed(list(enumerate(levels))), strict=True
+    ):
+        pose = _refine(
+            pose, pictures, target, depth, intrinsics / 2**shrink, iterations, INDEPENDENT * 4 ** (shrink - 1)
+        )
     return pose
 
 
 def _refine(
-    pose: Array, references: list[Tensor], now: Tensor, depth_m: Tensor, intrinsics: Tensor, iterations: int, independent: float
+    pose: Array,
+    references: list[Tensor],
+    now: Tensor,
+    depth_m: Tensor,
+    intrinsics: Tensor,
+    iterations: int,
+    independent: float,
 ) -> Array:
-    """Gauss-Newton on one resolution: the pose (N, 4, 4) of `now` at which warping it to the references leaves the least."""
+    """Gauss-Newton on one resolution: the pose (N, 4, 4) of `now` at which warping it to the references
+    leaves the least.
+    """
     height, width = now.shape[-2:]
     fx, fy, cx, cy = intrinsics[:, :, None, None].unbind(1)  # (N, 1, 1) each
     v, u = torch.meshgrid(*(torch.arange(n, device=now.device) + 0.5 for n in (height, width)), indexing="ij")
     points = torch.stack([(u - cx) / fx * depth_m, (v - cy) / fy * depth_m, depth_m], 1)  # (N, 3, H, W)
-    slopes = [F.pad(now[..., 2:] - now[..., :-2], (1, 1, 0, 0)) / 2, F.pad(now[..., 2:, :] - now[..., :-2, :], (0, 0, 1, 1)) / 2]
+    slopes = [
+        F.pad(now[..., 2:] - now[..., :-2], (1, 1, 0, 0)) / 2,
+        F.pad(now[..., 2:, :] - now[..., :-2, :], (0, 0, 1, 1)) / 2,
+    ]
     channels = torch.cat([now, *slopes], 1)  # (N, 9, H, W)
     precision = torch.diag(1 / now.new_tensor(PRIOR) ** 2)
     for _ in range(iterations):
         to_now = torch.from_numpy(np.linalg.inv(pose)).to(now)
-        x, y, z = (torch.einsum("nij,njhw->nihw", to_now[:, :3, :3], points) + to_now[:, :3, 3, None, None]).unbind(1)
+        x, y, z = (
+            torch.einsum("nij,njhw->nihw", to_now[:, :3, :3], points) + to_now[:, :3, 3, None, None]
+        ).unbind(1)
         ahead = z.clamp(min=0.05)
         px, py = fx * x / ahead + cx, fy * y / ahead + cy
         seen = (z > 0.05) & (px > 1) & (px < width - 1) & (py > 1) & (py < height - 1)
         grid = torch.stack([px / width * 2 - 1, py / height * 2 - 1], -1)
-        warped, across, down = F.grid_sample(channels, grid, padding_mode="border", align_corners=False).split(3, 1)
-        jacobian = _jacobian(across * fx[:, None], down * fy[:, None], *(c[:, None] for c in (x, y, ahead)))  # (N, R, 6)
+        warped, across, down = F.grid_sample(
+            channels, grid, padding_mode="border", align_corners=False
+        ).split(3, 1)
+        jacobian = _jacobian(
+            across * fx[:, None], down * fy[:, None], *(c[:, None] for c in (x, y, ahead))
+        )  # (N, R, 6)
         mask = seen[:, None].expand_as(warped).flatten(1)
         twist = torch.from_numpy(_twist(pose)).to(now)
         normal, gradient = precision.expand(len(pose), 6, 6).clone(), -(twist @ precision)
@@ -132,10 +173,11 @@ def _refine(
 
 
 def _jacobian(across: Tensor, down: Tensor, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    """How warped colours change with a body twist of the camera, (N, 3HW, 6).
+    """Derivatives of warped colours by a body twist of the camera, (N, 3HW, 6).
 
-    A point at X moves by -v - w x X in the frame of a camera that moves by the twist (v, w). `across` and `down` are the slopes of the
-    image times the focal lengths, (N, 3, H, W); x, y, z (N, 1, H, W) are the points.
+    A point at X moves by -v - w x X in the frame of a camera that moves by the twist (v, w). `across` and
+    `down` are the slopes of the image times the focal lengths, (N, 3, H, W); x, y, z (N, 1, H, W) are the
+    points.
     """
     gx, gy = across / z, down / z
     gz = -(gx * x + gy * y) / z

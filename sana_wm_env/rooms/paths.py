@@ -1,7 +1,8 @@
 """Camera paths through rooms: where a walk may start, how it goes on, and what stands in the way.
 
-A path is a sequence of body twists, one per chunk of 24 frames, exactly what the environment takes as actions. The families are walk,
-strafe, look around, orbit, rise, tilt, stand still, and free (any twist of the action box, as a random agent would send).
+A path is a sequence of body twists, one per chunk of 24 frames, exactly what the environment takes as
+actions. The families are walk, strafe, look around, orbit, rise, tilt, stand still, and free (any twist of
+the action box, as a random agent would send).
 """
 
 from dataclasses import dataclass
@@ -16,12 +17,23 @@ CHUNK_FRAMES = 24
 MAX_TRANSLATION_M = 0.6
 MAX_ROTATION_RAD = 0.3
 CLEARANCE_M = 0.35
-FAMILIES = {"walk": 0.26, "strafe": 0.14, "look": 0.16, "orbit": 0.14, "rise": 0.06, "tilt": 0.06, "still": 0.04, "free": 0.14}
+FAMILIES = {
+    "walk": 0.26,
+    "strafe": 0.14,
+    "look": 0.16,
+    "orbit": 0.14,
+    "rise": 0.06,
+    "tilt": 0.06,
+    "still": 0.04,
+    "free": 0.14,
+}
 MAX_PITCH_RAD = 0.5
 
 
 def clear(scenes: Scenes, positions: Tensor, margin_m: float = CLEARANCE_M) -> Tensor:
-    """Whether a camera may stand at positions (B, F, 3): inside the room and a margin away from everything solid. Returns bool (B, F)."""
+    """Checks whether a camera may stand at positions (B, F, 3): inside the room and a margin away from
+    everything solid. Returns bool (B, F).
+    """
     point = positions.to(scenes.air)[:, :, None]
     room, solids = scenes.air[:, None, :1], scenes.solids[:, None]
     inside = ((point > room[..., 0, :] + margin_m) & (point < room[..., 1, :] - margin_m)).all(-1).all(-1)
@@ -38,7 +50,8 @@ def twist_paths(starts: Tensor, twists: Tensor, frames: int = CHUNK_FRAMES) -> T
         frames: frames per chunk.
 
     Returns:
-        (B, 1 + frames * K, 4, 4) camera-to-world in float64; index 0 is the start, frame i of a chunk is `pose @ exp(i / frames * twist)`.
+        (B, 1 + frames * K, 4, 4) camera-to-world in float64; index 0 is the start, frame i of a chunk is
+        `pose @ exp(i / frames * twist)`.
     """
     pose = starts.double()
     path = [pose[:, None]]
@@ -53,12 +66,16 @@ def _exponentials(twist: Tensor, frames: int) -> Tensor:
     share = torch.arange(1, frames + 1, device=twist.device, dtype=twist.dtype) / frames
     zero = torch.zeros_like(twist[:, 0])
     vx, vy, vz, wx, wy, wz = twist.unbind(-1)
-    generator = torch.stack([zero, -wz, wy, vx, wz, zero, -wx, vy, -wy, wx, zero, vz, zero, zero, zero, zero], -1).view(-1, 1, 4, 4)
+    generator = torch.stack(
+        [zero, -wz, wy, vx, wz, zero, -wx, vy, -wy, wx, zero, vz, zero, zero, zero, zero], -1
+    ).view(-1, 1, 4, 4)
     return torch.linalg.matrix_exp(generator * share[None, :, None, None])
 
 
 def sample_starts(scenes: Scenes, seeds: list[int]) -> Tensor:
-    """One camera per room (B, 4, 4) float64: at eye height, clear of everything, level within a few degrees, looking into the room."""
+    """One camera per room (B, 4, 4) float64: at eye height, clear of everything, level within a few degrees,
+    looking into the room.
+    """
     poses = np.tile(np.eye(4), (len(scenes), 1, 1))
     tries = 64
     draws = np.stack([np.random.default_rng([seed, 1]).random((tries, 6)) for seed in seeds])  # (B, tries, 6)
@@ -66,11 +83,15 @@ def sample_starts(scenes: Scenes, seeds: list[int]) -> Tensor:
     low, high = room[:, None, 0] + CLEARANCE_M, room[:, None, 1] - CLEARANCE_M
     position = low + draws[..., :3] * (high - low)
     position[..., 1] = np.maximum(-0.9 - 0.9 * draws[..., 1], room[:, None, 0, 1] + 0.5)
-    target = 0.7 * (low + draws[..., 3:6] * (high - low))  # pulled to the middle, so that a view is rarely a bare wall
+    target = 0.7 * (
+        low + draws[..., 3:6] * (high - low)
+    )  # pulled to the middle, so that a view is rarely a bare wall
     ahead = target - position
     yaw = np.arctan2(ahead[..., 0], ahead[..., 2])
     pitch = 0.3 * (draws[..., 4] - 0.6)
-    reach = position + 1.4 * np.stack([np.sin(yaw), np.zeros_like(yaw), np.cos(yaw)], -1)  # room to see, and to walk
+    reach = position + 1.4 * np.stack(
+        [np.sin(yaw), np.zeros_like(yaw), np.cos(yaw)], -1
+    )  # room to see, and to walk
     free = clear(scenes, torch.from_numpy(position)) & clear(scenes, torch.from_numpy(reach), 0.05)
     first = free.cpu().numpy().argmax(1)
     for index, choice in enumerate(first):
@@ -90,14 +111,21 @@ def _yaw_pitch(yaw: float, pitch: float) -> np.ndarray:
 def sample_twists(scenes: Scenes, starts: Tensor, seeds: list[int], chunks: int) -> Tensor:
     """Body twists (B, chunks, 6) float64 of smooth paths that keep clear of everything solid.
 
-    Where the wish of a family would hit something, the path tries the opposite translation, then turns on the spot.
+    Where the wish of a family would hit something, the path tries the opposite translation, then turns on the
+    spot.
     """
-    wishes = torch.from_numpy(np.stack([_wishes(np.random.default_rng([seed, 2]), chunks) for seed in seeds])).to(scenes.device)
+    wishes = torch.from_numpy(
+        np.stack([_wishes(np.random.default_rng([seed, 2]), chunks) for seed in seeds])
+    ).to(scenes.device)
     pose, twists = starts.double(), []
     for wish in wishes.unbind(1):  # (B, 7): forward, right, up, yaw, pitch, roll, free
-        candidates = torch.stack([wish, wish * wish.new_tensor([-1, -1, -1, 1, 1, 1, 1]), _turn(wish)], 1)  # (B, 3, 7)
+        candidates = torch.stack(
+            [wish, wish * wish.new_tensor([-1, -1, -1, 1, 1, 1, 1]), _turn(wish)], 1
+        )  # (B, 3, 7)
         body = _body_twists(pose, candidates)
-        ends = pose[:, None, None] @ _exponentials(body.flatten(0, 1), 6).unflatten(0, body.shape[:2])  # (B, 3, 6, 4, 4)
+        ends = pose[:, None, None] @ _exponentials(body.flatten(0, 1), 6).unflatten(
+            0, body.shape[:2]
+        )  # (B, 3, 6, 4, 4)
         safe = clear(scenes, ends[..., :3, 3].flatten(1, 2)).unflatten(1, (3, 6)).all(-1)
         choice = torch.where(safe.any(1), safe.int().argmax(1), 2)
         twist = body[torch.arange(len(body), device=body.device), choice]
@@ -116,7 +144,8 @@ def _turn(wish: Tensor) -> Tensor:
 def _body_twists(pose: Tensor, wish: Tensor) -> Tensor:
     """Wishes (B, N, 7) in the level frame of the camera -> body twists (B, N, 6) inside the action box.
 
-    Walking is horizontal however the camera is tilted, and pitch saturates; free wishes are body twists already.
+    Walking is horizontal however the camera is tilted, and pitch saturates; free wishes are body twists
+    already.
     """
     rotation = pose[:, None, :3, :3]
     level = pose.new_tensor([1, 0, 1])
@@ -126,18 +155,22 @@ def _body_twists(pose: Tensor, wish: Tensor) -> Tensor:
     velocity = wish[..., 0:1] * forward + wish[..., 1:2] * right - wish[..., 2:3] * down
     pitch = torch.asin(-rotation[..., 1, 2].clamp(-1, 1))
     lift = torch.minimum(torch.maximum(wish[..., 4], -MAX_PITCH_RAD - pitch), MAX_PITCH_RAD - pitch)
-    level_again = -torch.asin(rotation[..., 1, 0].clamp(-1, 1))  # undo the roll that a free stretch has left
+    level_again = -torch.asin(rotation[..., 1, 0].clamp(-1, 1))  # undo the roll that a free motion has left
     angular = (rotation.mT @ (wish[..., 3:4] * down)[..., None])[..., 0]
     angular = angular + torch.stack([lift, torch.zeros_like(lift), level_again.expand_as(lift)], -1)
     led = torch.cat([(rotation.mT @ velocity[..., None])[..., 0], angular], -1)
-    free = torch.stack([wish[..., 1], -wish[..., 2], wish[..., 0], wish[..., 4], wish[..., 3], wish[..., 5]], -1)
+    free = torch.stack(
+        [wish[..., 1], -wish[..., 2], wish[..., 0], wish[..., 4], wish[..., 3], wish[..., 5]], -1
+    )
     limit = pose.new_tensor([MAX_TRANSLATION_M] * 3 + [MAX_ROTATION_RAD] * 3)
     return torch.minimum(torch.maximum(torch.where(wish[..., 6:] > 0, free, led), -limit), limit)
 
 
 @dataclass
-class _Stretch:
-    """A few chunks of one family. side: -1 or 1; ahead: 1 to walk forward, -1 back; drift: slow turns (yaw, pitch) on the way."""
+class _Motion:
+    """A few chunks of one family. side: -1 or 1; ahead: 1 to walk forward, -1 back; drift: slow turns (yaw,
+    pitch) on the way.
+    """
 
     family: str
     chunks: int
@@ -149,13 +182,27 @@ class _Stretch:
     drift: np.ndarray
 
     @classmethod
-    def draw(cls, rng: np.random.Generator) -> "_Stretch":
+    def draw(cls, rng: np.random.Generator) -> "_Motion":
         family, chunks = str(rng.choice(list(FAMILIES), p=list(FAMILIES.values()))), int(rng.integers(2, 6))
-        side, speed, turn, radius = int(rng.choice([-1, 1])), rng.uniform(0.2, 0.6), rng.uniform(0.08, 0.28), rng.uniform(1.2, 2.6)
-        return cls(family, chunks, side, speed, turn, radius, 1 if rng.random() < 0.75 else -1, rng.normal(0, 0.05, 2))
+        side = int(rng.choice([-1, 1]))
+        speed = rng.uniform(0.2, 0.6)
+        turn = rng.uniform(0.08, 0.28)
+        radius = rng.uniform(1.2, 2.6)
+        return cls(
+            family,
+            chunks,
+            side,
+            speed,
+            turn,
+            radius,
+            1 if rng.random() < 0.75 else -1,
+            rng.normal(0, 0.05, 2),
+        )
 
     def wish(self, rng: np.random.Generator) -> list[float]:
-        """Forward, right, up (metres), yaw, pitch, roll (radians) of the next chunk, and 1 where it is a free twist."""
+        """Forward, right, up (metres), yaw, pitch, roll (radians) of the next chunk, and 1 where it is a free
+        twist.
+        """
         side, yaw, pitch = self.side, self.drift[0], self.drift[1]
         match self.family:
             case "walk":
@@ -173,22 +220,20 @@ class _Stretch:
             case "still":
                 return [0, 0, 0, 0, 0, 0, 0]
             case _:
-                translation, rotation = (
-                    rng.uniform(-MAX_TRANSLATION_M, MAX_TRANSLATION_M, 3),
-                    rng.uniform(-MAX_ROTATION_RAD, MAX_ROTATION_RAD, 3),
-                )
+                translation = rng.uniform(-MAX_TRANSLATION_M, MAX_TRANSLATION_M, 3)
+                rotation = rng.uniform(-MAX_ROTATION_RAD, MAX_ROTATION_RAD, 3)
                 return [*translation, *rotation, 1]
 
 
 def _wishes(rng: np.random.Generator, chunks: int) -> np.ndarray:
-    """What a walker wants per chunk: (chunks, 7), see `_Stretch.wish`."""
-    wishes, stretch = np.zeros((chunks, 7)), None
+    """The wishes of a walker, one per chunk: (chunks, 7), see `_Motion.wish`."""
+    wishes, motion = np.zeros((chunks, 7)), None
     for chunk in range(chunks):
-        if stretch is None or stretch.chunks == 0:
-            stretch = _Stretch.draw(rng)
-        wishes[chunk] = stretch.wish(rng)
-        wishes[chunk, :6] *= rng.uniform(0.85, 1.15) if stretch.family != "free" else 1.0
-        stretch.chunks -= 1
-        if stretch.family in ("look", "tilt") and stretch.chunks == 1:
-            stretch.side = -stretch.side  # look back again
+        if motion is None or motion.chunks == 0:
+            motion = _Motion.draw(rng)
+        wishes[chunk] = motion.wish(rng)
+        wishes[chunk, :6] *= rng.uniform(0.85, 1.15) if motion.family != "free" else 1.0
+        motion.chunks -= 1
+        if motion.family in ("look", "tilt") and motion.chunks == 1:
+            motion.side = -motion.side  # look back again
     return wishes

@@ -17,11 +17,13 @@ PIXELS_PER_THREAD = 2**18  # some milliseconds of work: below that, starting a t
 
 
 def available() -> bool:
-    """Whether `render` can be called: there is a compiler, and it is not switched off."""
+    """Returns True if `render` can be called: there is a compiler, and it is not switched off."""
     return _library() is not None
 
 
-def render(scenes: Scenes, c2w: Tensor, intrinsics_px: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def render(
+    scenes: Scenes, c2w: Tensor, intrinsics_px: Tensor, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
     """`render_reference` of render.py for rooms on a CPU; intrinsics_px (4,) or (B, 4)."""
     batch, frames = c2w.shape[:2]
     height, width = (int(side) for side in size)
@@ -33,8 +35,8 @@ def render(scenes: Scenes, c2w: Tensor, intrinsics_px: Tensor, size: tuple[int, 
         _floats(scenes.materials[:batch], (batch, MATERIALS, MATERIAL_FIELDS)),
         _floats(scenes.lamp[:batch], (batch, 3)),
     ]
-    rgb = torch.empty(batch, frames, height, width, 3, dtype=torch.uint8)
-    depth_m = torch.empty(batch, frames, height, width)
+    rgb = torch.empty(batch, frames, height, width, 3, dtype=torch.uint8, device="cpu")
+    depth_m = torch.empty(batch, frames, height, width, dtype=torch.float32, device="cpu")
     pointers = [tensor.data_ptr() for tensor in (*inputs, rgb, depth_m)]
 
     def work(first: int, last: int) -> None:
@@ -46,7 +48,9 @@ def render(scenes: Scenes, c2w: Tensor, intrinsics_px: Tensor, size: tuple[int, 
         work(0, total)
     else:
         bounds = [total * index // threads for index in range(threads + 1)]
-        with ThreadPoolExecutor(threads) as pool:  # a new one at every call: kept, it would hang a forked process
+        with ThreadPoolExecutor(
+            threads
+        ) as pool:  # a new one at every call: kept, it would hang a forked process
             list(pool.map(work, bounds[:-1], bounds[1:]))
     return rgb, depth_m
 
@@ -59,7 +63,9 @@ def _floats(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _library() -> ctypes.CDLL | None:
-    return load_library(SOURCE, f"ALCOVES={ALCOVES}", f"SOLIDS={SOLIDS}", f"MATERIAL_FIELDS={MATERIAL_FIELDS}")
+    return load_library(
+        SOURCE, f"ALCOVES={ALCOVES}", f"SOLIDS={SOLIDS}", f"MATERIAL_FIELDS={MATERIAL_FIELDS}"
+    )
 
 
 @cache

@@ -1,10 +1,12 @@
-"""One room: where the camera first stands in it, what it shows, and what stands in the way. Nothing writes to a room.
+"""One room: where the camera first stands in it, what it shows, and what stands in the way. Nothing writes to
+a room.
 
-Which rooms there are: at home (`HOME`), where the bundled world was trained most; held out (`HELD_OUT` and above), which no training sees.
+Which rooms there are: at home (`HOME`), where the bundled world was trained most; held out (`HELD_OUT` and
+above), which no training sees.
 """
 
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeGuard
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,10 +22,14 @@ Frames = NDArray[np.uint8]
 
 
 class Room(NamedTuple):
-    """One room and where the camera stood first: (4, 4) float64 camera-to-world in the room's own frame."""
+    """One room and where the camera stood first: (4, 4) float64 camera-to-world in the room's own frame. It
+    follows from the numbers seed and place, see `open_room`.
+    """
 
     scenes: Scenes
     start: Array
+    seed: int
+    place: int | None
 
     @property
     def caption(self) -> str:
@@ -32,13 +38,18 @@ class Room(NamedTuple):
 
 @lru_cache(maxsize=64)
 def open_room(seed: int, device: str = "cpu", place: int | None = None) -> Room:
-    """The room that `seed` stands for, and the camera's first place in it: the one that `place` draws, or the room's own."""
+    """The room that `seed` stands for, and the camera's first place in it: the one that `place` draws, or the
+    room's own.
+    """
     scenes = sample_scenes([seed], device)
-    return Room(scenes, sample_starts(scenes, [seed if place is None else place])[0].cpu().numpy())
+    start = sample_starts(scenes, [seed if place is None else place])[0].cpu().numpy()
+    return Room(scenes, start, seed, place)
 
 
-def choose_room(draw: int, wish: int | str | None = None, scene_seed: int | None = None, device: str = "cpu") -> Room:
-    """A room for an episode, from any draw.
+def choose_room(
+    draw: int, wish: int | str | None = None, scene_seed: int | None = None, device: str = "cpu"
+) -> Room:
+    """Chooses the room of an episode, from any draw.
 
     Args:
         draw: what the environment's generator drew, 0 or more.
@@ -56,38 +67,26 @@ def choose_room(draw: int, wish: int | str | None = None, scene_seed: int | None
     return open_room(HOME[number], device, held_out_room(draw // len(HOME)))
 
 
-def check_room_option(room: Any) -> int | str | None:
-    """The option `room` of a reset. Raises ValueError for what is no wish of `choose_room`."""
-    drawn = room is None or (isinstance(room, str) and room == "held-out")
-    if not drawn and not (is_whole(room) and 0 <= room < len(HOME)):
-        raise ValueError(f"got room={room!r}; wanted a home room from 0 to {len(HOME) - 1}, or 'held-out' for one that training never saw")
-    return room
-
-
-def is_whole(value: Any) -> TypeGuard[int]:
-    """Whether a value is a whole number, and no truth value."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
 def held_out_room(draw: int) -> int:
     """Turns any draw into the seed of a room that no training has seen."""
     return HELD_OUT + draw % HELD_OUT
 
 
 def stands_clear(room: Room, c2w: Array) -> NDArray[np.bool_]:
-    """Whether the camera may stand at poses (F, 4, 4) relative to the first camera: (F,)."""
+    """Checks whether the camera may stand at poses (F, 4, 4) relative to the first camera: (F,)."""
     return clear(room.scenes, torch.from_numpy((room.start @ c2w)[None, :, :3, 3]))[0].cpu().numpy()
 
 
 def look(room: Room, c2w: Array, intrinsics_px: Array, size: tuple[int, int]) -> Frames:
-    """Exact pictures uint8 (F, H, W, 3) from poses (F, 4, 4) relative to the first camera."""
+    """Renders exact pictures uint8 (F, H, W, 3) from poses (F, 4, 4) relative to the first camera."""
     poses = torch.from_numpy(room.start @ c2w)[None]
-    intrinsics = torch.as_tensor(intrinsics_px, dtype=torch.float32)
+    intrinsics = torch.as_tensor(intrinsics_px, dtype=torch.float32, device="cpu")
     return render(room.scenes, poses.to(room.scenes.device), intrinsics, size).rgb[0].cpu().numpy()
 
 
 def stop_at_walls(room: Room, before: Array, c2w: Array) -> Array:
-    """Poses (F, 4, 4) whose translation stays at the last clear place, from the first frame on that would enter something solid.
+    """Poses (F, 4, 4) whose translation stays at the last clear place, from the first frame on that would
+    enter something solid.
 
     Args:
         room: the room.

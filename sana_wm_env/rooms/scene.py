@@ -1,7 +1,8 @@
-"""What a room is: air boxes, solid boxes, materials and a caption, all drawn from one seed.
+"""Rooms as data: air boxes, solid boxes, materials and a caption, all drawn from one seed.
 
-A room is the union of axis-aligned boxes of air (the room itself and alcoves behind its openings) minus axis-aligned solid boxes
-(furniture, pillars). Every box carries a material; the floor and the ceiling have one of their own.
+A room is the union of axis-aligned boxes of air (the room itself and alcoves behind its openings) minus
+axis-aligned solid boxes (furniture, pillars). Every box carries a material; the floor and the ceiling have
+one of their own.
 """
 
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ WALL_COLOURS = ("white", "grey", "yellow", "green", "teal", "blue", "pink", "ora
 FLOOR_COLOURS = ("brown", "grey", "orange", "white", "teal", "red", "black", "green")
 
 PATTERNS = {
-    # name: weights of (wave along u, wave along v, their product, gradient along v), share of the period that is dark, shift of odd rows
+    # name: weights of (wave along u, wave along v, their product, gradient along v), share of the period that
+    # is dark, shift of odd rows
     "plain": ((0.0, 0.0, 0.0, 0.0), 0.5, 0.0),
     "striped": ((1.0, 0.0, 0.0, 0.0), 0.5, 0.0),
     "checkered": ((1.0, 1.0, -2.0, 0.0), 0.5, 0.0),
@@ -64,7 +66,9 @@ class Scenes:
         return len(self.captions)
 
     def __getitem__(self, index: slice) -> "Scenes":
-        return Scenes(self.air[index], self.solids[index], self.materials[index], self.lamp[index], self.captions[index])
+        return Scenes(
+            self.air[index], self.solids[index], self.materials[index], self.lamp[index], self.captions[index]
+        )
 
     @property
     def device(self) -> torch.device:
@@ -74,7 +78,10 @@ class Scenes:
 def sample_scenes(seeds: list[int], device: str | torch.device = "cpu") -> Scenes:
     """Draws one room per seed; the same seed always gives the same room, whatever else is in the batch."""
     rooms = [_room(np.random.default_rng([seed, 0])) for seed in seeds]
-    stack = [torch.from_numpy(np.stack(part).astype(np.float32)).to(device) for part in zip(*(room[:4] for room in rooms), strict=True)]
+    stack = [
+        torch.from_numpy(np.stack(part).astype(np.float32)).to(device)
+        for part in zip(*(room[:4] for room in rooms), strict=True)
+    ]
     return Scenes(*stack, captions=[room[4] for room in rooms])
 
 
@@ -82,8 +89,12 @@ def _room(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray,
     width, length, height = rng.uniform(4, 10), rng.uniform(4, 10), rng.uniform(2.4, 3.4)
     room = np.array([[-width / 2, -height, -length / 2], [width / 2, 0, length / 2]])
     wall_colour, floor_colour = rng.choice(WALL_COLOURS), rng.choice(FLOOR_COLOURS)
-    wall_pattern = rng.choice(["plain", "shaded", "striped", "brick", "checkered"], p=[0.40, 0.24, 0.13, 0.17, 0.06])
-    floor_pattern = rng.choice(["plain", "shaded", "checkered", "striped", "brick"], p=[0.42, 0.14, 0.24, 0.12, 0.08])
+    wall_pattern = rng.choice(
+        ["plain", "shaded", "striped", "brick", "checkered"], p=[0.40, 0.24, 0.13, 0.17, 0.06]
+    )
+    floor_pattern = rng.choice(
+        ["plain", "shaded", "checkered", "striped", "brick"], p=[0.42, 0.14, 0.24, 0.12, 0.08]
+    )
 
     materials = [
         _material(rng, floor_colour, floor_pattern, lighten=0.1),
@@ -115,7 +126,9 @@ def _alcoves(rng: np.random.Generator, room: np.ndarray) -> tuple[np.ndarray, li
         alcoves[index, :, across] = start, start + span
         alcoves[index, :, 1] = -min(rng.uniform(1.9, 2.2), -room[0, 1] - 0.1), 0.0
         depth, wall, overlap = rng.uniform(0.8, 2.5), room[side, axis], 0.01
-        alcoves[index, :, axis] = (wall - depth, wall + overlap) if side == 0 else (wall - overlap, wall + depth)
+        alcoves[index, :, axis] = (
+            (wall - depth, wall + overlap) if side == 0 else (wall - overlap, wall + depth)
+        )
     return alcoves, [str(colour) for colour in rng.choice(WALL_COLOURS, ALCOVES)]
 
 
@@ -143,5 +156,9 @@ def _material(rng: np.random.Generator, colour: str, pattern: str, lighten: floa
     first = np.array(COLOURS[str(colour)])
     first = np.clip((first + rng.normal(0, 0.03, 3)) * (1 - lighten) + lighten, 0.05, 1.0)
     second = first * rng.uniform(0.55, 0.75)
-    period = {"brick": (rng.uniform(1.2, 1.8), rng.uniform(0.7, 0.9)), "shaded": (5.0, 5.0)}.get(pattern, (rng.uniform(1.5, 2.6),) * 2)
-    return np.concatenate([first, second, 1 / np.array(period), rng.uniform(0, 1, 2), weights, [duty, row_shift]])
+    period = {"brick": (rng.uniform(1.2, 1.8), rng.uniform(0.7, 0.9)), "shaded": (5.0, 5.0)}.get(
+        pattern, (rng.uniform(1.5, 2.6),) * 2
+    )
+    return np.concatenate(
+        [first, second, 1 / np.array(period), rng.uniform(0, 1, 2), weights, [duty, row_shift]]
+    )

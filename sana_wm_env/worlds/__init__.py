@@ -1,1 +1,3 @@
-"""Bundled worlds, a folder each: configuration, weights, and a card that says how they were made and measured."""
+"""Bundled worlds, a folder each: configuration, weights, and a card that says how they were made and
+measured.
+"""

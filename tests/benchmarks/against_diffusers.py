@@ -1,11 +1,13 @@
-"""One step against recomputing the clip with diffusers: python tests/benchmarks/against_diffusers.py [--latents 3 30 120].
+"""One step against recomputing the clip with diffusers: python tests/benchmarks/against_diffusers.py
+[--latents 3 30 120].
 
-The same weights, float32, one process, interleaved. Ours is what an environment's step asks of the network, cameras and noise included:
-four passes over the new chunk and a clean one, on a full window. Theirs is SanaWMTransformer3DModel, which has no state: four passes over
-the whole clip that ends with the new chunk. A clip of one chunk has nothing to recompute; there theirs makes the clean pass as well, so
-that the same five are compared (with four of theirs the ratio is four fifths of that). It casts its softmax attention to bfloat16, which
-few CPUs have; here it is left in float32, unless --shipped. Frames are not decoded on either side. On a busy machine look at the processor
-time, with --threads 1.
+The same weights, float32, one process, interleaved. Ours is what an environment's step asks of the network,
+cameras and noise included: four passes over the new chunk and a clean one, on a full window. Theirs is
+SanaWMTransformer3DModel, which has no state: four passes over the whole clip that ends with the new chunk. A
+clip of one chunk has nothing to recompute; there theirs makes the clean pass as well, so that the same five
+are compared (with four of theirs the ratio is four fifths of that). It casts its softmax attention to
+bfloat16, which few CPUs have; here it is left in float32, unless --shipped. Frames are not decoded on either
+side. On a busy machine look at the processor time, with --threads 1.
 """
 
 import time
@@ -23,10 +25,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from sana_wm_env.model.cameras import camera_inputs
+from sana_wm_env.model.camera_inputs import camera_inputs
 from sana_wm_env.model.cores import run_apart
 from sana_wm_env.model.kernels.select import measure_products
-from sana_wm_env.model.storage.checkpoint import write_config, write_transformer
+from sana_wm_env.model.storage.worlds import write_config, write_transformer
 from sana_wm_env.model.world import WorldModel, WorldState
 
 WANTED = {3: 2.5, 30: 20.0, 120: 170.0}
@@ -51,16 +53,22 @@ class AgainstConfig:
 
 def session(world: WorldModel) -> WorldState:
     """A session whose window is full."""
-    image = torch.randint(256, (1, *world.config.image_size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    image = torch.randint(
+        256, (1, *world.config.image_size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     height, width = world.config.image_size
-    state = world.start(image, torch.tensor([[width, width, width / 2, height / 2]]), ["a red box"], [torch.Generator()])
+    state = world.start(
+        image, torch.tensor([[width, width, width / 2, height / 2]]), ["a red box"], [torch.Generator()]
+    )
     for _ in range(2):
         state = world.generate_latents(state, STILL.repeat(1, 24, 1, 1))[1]
     return state
 
 
 def recompute(world: WorldModel, folder: Path, latents: int, clean_pass: bool) -> Callable[[], Tensor]:
-    """Four passes of diffusers' class with the world's weights over a clip of so many latent frames; a fifth at timestep 0 if asked."""
+    """Four passes of diffusers' class with the world's weights over a clip of so many latent frames; a fifth
+    at timestep 0 if asked.
+    """
     from diffusers import SanaWMTransformer3DModel
 
     write_transformer(folder, world.transformer.state_dict().items(), "diffusers")
@@ -68,10 +76,14 @@ def recompute(world: WorldModel, folder: Path, latents: int, clean_pass: bool) -
     model, config = SanaWMTransformer3DModel.from_pretrained(folder / "transformer").eval(), world.config
     height, width = config.image_size
     intrinsics = torch.tensor([[width, width, width / 2, height / 2]], dtype=torch.float64)
-    camera, plucker = camera_inputs(STILL.repeat(1, 8 * (latents - 1) + 1, 1, 1), intrinsics, config.image_size, config.grid)
+    camera, plucker = camera_inputs(
+        STILL.repeat(1, 8 * (latents - 1) + 1, 1, 1), intrinsics, config.image_size, config.grid
+    )
     data = {"camera_conditions": camera.float(), "chunk_plucker": plucker.float()}
     features, mask = world.text_encoder.encode(["a red box"])
-    noise = torch.randn(1, config.transformer.in_channels, latents, *config.grid, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(
+        1, config.transformer.in_channels, latents, *config.grid, generator=torch.Generator().manual_seed(0)
+    )
 
     @torch.inference_mode()
     def run() -> Tensor:
@@ -101,18 +113,25 @@ def measure(config: AgainstConfig) -> None:
     state, poses = session(world), STILL.repeat(1, 24, 1, 1)
 
     def step() -> object:
-        return world.generate_latents(state, poses)[1].transformer  # asked for, so that the clean pass is made
+        return world.generate_latents(state, poses)[
+            1
+        ].transformer  # asked for, so that the clean pass is made
 
     def count() -> int:
         with FlopCounterMode(display=False) as counter:
             step()
         return counter.get_total_flops()
 
-    world.transformer.prepare(plain=True)  # the counter knows torch's own operations, in the thread that runs them
+    world.transformer.prepare(
+        plain=True
+    )  # the counter knows torch's own operations, in the thread that runs them
     gflop = run_apart(count) / 1e9
     world.transformer.prepare()
     print(f"{processor('cpu')}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"{config.world}: {sum(p.numel() for p in world.transformer.parameters()) / 1e6:.1f} M parameters, {gflop:.1f} GFLOP a step")
+    print(
+        f"{config.world}: {sum(p.numel() for p in world.transformer.parameters()) / 1e6:.1f} M parameters, "
+        f"{gflop:.1f} GFLOP a step"
+    )
     best = float("inf")
     for latents, rounds in zip(config.latents, config.rounds, strict=True):
         clean_pass = latents <= world.latents_per_step
@@ -132,10 +151,15 @@ def measure(config: AgainstConfig) -> None:
             )
         wanted = f" (wanted {WANTED[latents]}x)" if latents in WANTED else ""
         passes = len(world.config.sigmas) - 1 + clean_pass
-        print(f"{latents} latent frames, {passes} passes of theirs, {rounds} rounds{wanted}: {'; '.join(lines)}")
+        print(
+            f"{latents} latent frames, {passes} passes of theirs, {rounds} rounds{wanted}: {'; '.join(lines)}"
+        )
     rates = measure_products()
     ceiling = max(rates["float32"], rates.get("float32 by oneDNN", 0))
-    print(f"ours: {gflop / best:.0f} GFLOP/s at best, {gflop / best / ceiling:.0%} of {ceiling:.0f} GFLOP/s of a Linear on one core")
+    print(
+        f"ours: {gflop / best:.0f} GFLOP/s at best, {gflop / best / ceiling:.0%} of {ceiling:.0f} GFLOP/s of "
+        "a Linear on one core"
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """A step on an idle and on a busy machine, default settings: python tests/benchmarks/busy.py [--steps 20].
 
-Busy: as many other processes as there are cores do nothing but count. The rounds take turns. What a process can expect is half of a core,
-so twice the time; threads that wait for each other by spinning take fifty times as long.
+Busy: as many other processes as there are cores do nothing but count. The rounds take turns. What a process
+can expect is half of a core, so twice the time; threads that wait for each other by spinning take fifty times
+as long.
 """
 
 import multiprocessing
@@ -63,7 +64,9 @@ def main(config: BusyConfig) -> None:
             process.terminate()
             process.join()
     idle_ms, busy_ms = 1000 * median(idle), 1000 * median(busy)
-    print(f"{cores} cores: idle {idle_ms:.0f} ms, busy {busy_ms:.0f} ms: {busy_ms / idle_ms:.2f} times as long")
+    print(
+        f"{cores} cores: idle {idle_ms:.0f} ms, busy {busy_ms:.0f} ms: {busy_ms / idle_ms:.2f} times as long"
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""This tree against another one, interleaved in one run: python tests/benchmarks/compare_trees.py --other FOLDER [--what step ...].
+"""This tree against another one, interleaved in one run: python tests/benchmarks/compare_trees.py --other
+FOLDER [--what step ...].
 
     git worktree add ../before 6413190
     python tests/benchmarks/compare_trees.py --other ../before --threads 1
 
-Each tree has a process of its own for every row, which does one unit of work when told and says how long it took; the two take turns. The
-rows named fp32 and auto let this tree compute in float32 and in the dtype that it chooses; the other tree does what it does. A step is
-timed with the clean pass that the next one needs; for a caller who thinks between two steps it is made in the meantime.
+Each tree has a process of its own for every row, which does one unit of work when told and says how long it
+took; the two take turns. The rows named fp32 and auto let this tree compute in float32 and in the dtype that
+it chooses; the other tree does what it does. A step is timed with the clean pass that the next one needs; for
+a caller who thinks between two steps it is made in the meantime.
 """
 
 import os
@@ -94,8 +96,7 @@ def stepping_four(precision: str) -> Callable[[], Any]:
 def training(stage_name: str, precision: str) -> Callable[[], Any]:
     """One optimiser step of a stage, batch 8, that begins with the bundled world."""
     from sana_wm_env.model.world import WorldModel
-    from sana_wm_env.train import bidirectional, distill
-    from sana_wm_env.train.checkpoints import Run
+    from sana_wm_env.train import bidirectional, checkpoints, distill
     from sana_wm_env.train.loop import LoopConfig, _step
     from sana_wm_env.train.optim import optimisers
     from sana_wm_env.train.processes import start_processes
@@ -106,7 +107,10 @@ def training(stage_name: str, precision: str) -> Callable[[], Any]:
     if not (home / "autoencoder.pt").exists():
         home.mkdir(parents=True, exist_ok=True)
         autoencoder = WorldModel.load("rooms").autoencoder
-        torch.save({"config": asdict(autoencoder.config), "weights": autoencoder.state_dict()}, home / "autoencoder.pt")
+        torch.save(
+            {"config": asdict(autoencoder.config), "weights": autoencoder.state_dict()},
+            home / "autoencoder.pt",
+        )
     has_precision = "precision" in {field.name for field in fields(LoopConfig)}
     loop = LoopConfig(batch=BATCH, **({"precision": precision} if has_precision else {}))
     common = {"runs": runs, "shards": 1, "loop": loop, "init_from": "rooms"}
@@ -114,8 +118,10 @@ def training(stage_name: str, precision: str) -> Callable[[], Any]:
         stage: Any = bidirectional.BidirectionalStage(bidirectional.BidirectionalConfig(**common))
     else:
         stage = distill.DistillStage(distill.DistillConfig(**common, sessions=1))
-    run, count = Run(runs / "unused", loop, stage, optimisers(stage.model, loop.optim, stage.parts), {}), iter(range(10**6))
-    return lambda: _step(run, next(count), BATCH)
+    of_training = getattr(checkpoints, "Training", None) or checkpoints.Run  # what older trees call it
+    training = of_training(runs / "unused", loop, stage, optimisers(stage.model, loop.optim, stage.parts), {})
+    count = iter(range(10**6))
+    return lambda: _step(training, next(count), BATCH)
 
 
 def rendering(precision: str) -> Callable[[], Any]:
@@ -132,7 +138,11 @@ def of_env(precision: str) -> dict[str, str]:
 
     from sana_wm_env.env import SanaWMEnv
 
-    return {"dtype": "float32"} if precision == "fp32" and "dtype" in inspect.signature(SanaWMEnv).parameters else {}
+    return (
+        {"dtype": "float32"}
+        if precision == "fp32" and "dtype" in inspect.signature(SanaWMEnv).parameters
+        else {}
+    )
 
 
 UNITS: dict[str, Callable[[str], Callable[[], Any]]] = {
@@ -161,7 +171,9 @@ def work(unit: str, precision: str) -> None:
 
 
 def importable(tree: Path) -> Path:
-    """A folder to import a tree from, as an installation would lay it out, whatever is installed otherwise."""
+    """A folder to import a tree from, as an installation would lay it out, whatever is installed
+    otherwise.
+    """
     package = Path(tempfile.mkdtemp()) / "sana_wm_env"
     package.mkdir()
     for entry in [*(tree / "sana_wm_env").iterdir(), *(tree / name for name in ("model", "train", "agents"))]:
@@ -177,14 +189,21 @@ class Worker:
         if threads:
             environment["OMP_NUM_THREADS"] = str(threads)
         command = [sys.executable, __file__, "--other", str(tree), "--worker", unit, "--precision", precision]
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        pipes: dict[str, Any] = {
+            "stdin": subprocess.PIPE,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.DEVNULL,
+            "text": True,
+        }
         self.process = subprocess.Popen(command, env=environment, cwd=tempfile.gettempdir(), **pipes)
         if threads:
             os.sched_setaffinity(self.process.pid, set(list(os.sched_getaffinity(0))[:threads]))
         while (line := self.process.stdout.readline()) and line != "ready\n":
             pass
         if not line:
-            raise RuntimeError(f"PYTHONPATH={environment['PYTHONPATH']} {' '.join(command)} ended; run it by hand to see why")
+            raise RuntimeError(
+                f"PYTHONPATH={environment['PYTHONPATH']} {' '.join(command)} ended; run it by hand to see why"
+            )
 
     def time(self) -> float:
         self.process.stdin.write("\n")
@@ -197,9 +216,14 @@ class Worker:
 
 
 def compare(unit: str, precision: str, rounds: int, config: CompareConfig) -> tuple[float, float, float]:
-    """Median seconds in the other tree and in this one, and the median of the ratios of neighbours in time."""
+    """Median seconds in the other tree and in this one, and the median of the ratios of neighbours in
+    time.
+    """
     workers = [Worker(tree, unit, precision, config.threads) for tree in (config.other, HERE)]
-    pairs = [tuple(worker.time() for worker in workers) for _ in tqdm(range(rounds), desc=f"{unit}, {precision}", leave=False)]
+    pairs = [
+        tuple(worker.time() for worker in workers)
+        for _ in tqdm(range(rounds), desc=f"{unit}, {precision}", leave=False)
+    ]
     for worker in workers:
         worker.end()
     before, after = (median(column) for column in zip(*pairs, strict=True))

@@ -14,7 +14,7 @@ import tyro
 from tqdm import trange
 
 import sana_wm_env  # noqa: F401  # registers the ids
-from sana_wm_env.model.state import tensors_of
+from sana_wm_env.model.tree import tensors_of
 
 MIB = 2**20
 
@@ -60,10 +60,23 @@ def session(config: EndlessConfig) -> None:
     finite = all(bool(t.isfinite().all()) for t in tensors_of(state) if t.is_floating_point())
     grown = resident() - memory
     late = times[-10:]
-    print(f"{len(times)} chunks, {state.transformer.next_frame.item()} latent frames; all carried numbers finite: {finite}")
-    print(f"step: median {1000 * median(times[4:14]):.0f} ms over chunks 5-14, {1000 * median(late):.0f} ms over the last 10;", end=" ")
-    print(f"ratio {median(late) / median(times[4:14]):.3f}; state {'constant' if len(sizes) == 1 else sorted(sizes)} bytes")
-    print(f"resident memory after {config.warm_up} chunks {memory / MIB:.1f} MiB, grown by {grown / MIB:.2f} MiB")
+    print(
+        f"{len(times)} chunks, {state.transformer.next_frame.item()} latent frames; all carried numbers "
+        f"finite: {finite}"
+    )
+    print(
+        f"step: median {1000 * median(times[4:14]):.0f} ms over chunks 5-14, {1000 * median(late):.0f} ms "
+        "over the last 10;",
+        end=" ",
+    )
+    print(
+        f"ratio {median(late) / median(times[4:14]):.3f}; state "
+        f"{'constant' if len(sizes) == 1 else sorted(sizes)} bytes"
+    )
+    print(
+        f"resident memory after {config.warm_up} chunks {memory / MIB:.1f} MiB, grown by "
+        f"{grown / MIB:.2f} MiB"
+    )
     print(f"standard deviation of the last frame {obs[-1].std():.1f}")
 
 
@@ -78,7 +91,11 @@ def cycles(config: EndlessConfig) -> None:
         del env
         tensors.append(live_tensors())
         memory.append(resident() / MIB)
-    print(f"after make, step, close: {tensors[0]} tensors after the first, {tensors[-1]} after {config.cycles} more;", end=" ")
+    print(
+        f"after make, step, close: {tensors[0]} tensors after the first, {tensors[-1]} after "
+        f"{config.cycles} more;",
+        end=" ",
+    )
     print(f"resident {memory[0]:.0f} MiB, then {memory[-1]:.0f} MiB")
 
 

@@ -1,7 +1,9 @@
-"""Whether parts of flash-linear-attention serve a step faster than ours: python tests/benchmarks/fla.py [--grid 22 40] (needs CUDA).
+"""Whether parts of flash-linear-attention serve a step faster than ours: python tests/benchmarks/fla.py
+[--grid 22 40] (needs CUDA).
 
-Interleaved on one GPU at the sizes of the 2.6b network, with the largest difference of the results. Nothing of it is used unless a run of
-this shows that it is faster: no such run has been made yet. pip install 'sana-wm-env[gpu]'.
+Interleaved on one GPU at the sizes of the 2.6b network, with the largest difference of the results. Nothing
+of it is used unless a run of this shows that it is faster: no such run has been made yet. pip install
+'sana-wm-env[gpu]'.
 """
 
 import sys
@@ -54,18 +56,28 @@ def pairs(config: FlaConfig) -> dict[str, Pair]:
     causal.weight.data.copy_(weight)
 
     def both_ways() -> Tensor:
-        """Theirs looks back only: once forward after the past, once from the end, and the present is not counted twice."""
+        """Theirs looks back only: once forward after the past, once from the end, and the present is not
+        counted twice.
+        """
         columns, before = x[0].transpose(0, 1).contiguous(), past[0].transpose(0, 1)  # (S, T, C), (S, 3, C)
         forward = causal(torch.cat([before, columns], 1))[0][:, 3:]
         backward = causal(columns.flip(1))[0].flip(1)
         return (forward + backward - columns * weight[:, 0, -1]).transpose(0, 1)[None]
 
-    k = nn.functional.normalize(normal(1, frames, heads, tokens, head_dim, dtype=torch.float32), dim=-1) / tokens**0.5
-    q, v = normal(1, frames, heads, tokens, head_dim, dtype=torch.float32), normal(1, frames, heads, tokens, head_dim, dtype=torch.float32)
-    beta, decay = torch.rand(1, frames, heads, tokens, device=config.device), torch.rand(1, frames, heads, device=config.device)
+    k = (
+        nn.functional.normalize(normal(1, frames, heads, tokens, head_dim, dtype=torch.float32), dim=-1)
+        / tokens**0.5
+    )
+    q = normal(1, frames, heads, tokens, head_dim, dtype=torch.float32)
+    v = normal(1, frames, heads, tokens, head_dim, dtype=torch.float32)
+    beta = torch.rand(1, frames, heads, tokens, device=config.device)
+    decay = torch.rand(1, frames, heads, device=config.device)
     initial = normal(1, heads, head_dim, head_dim, dtype=torch.float32)
     fade = nn.functional.pad(decay.log()[..., None], (0, tokens - 1))  # (1, T, h, S)
-    token = {name: t.transpose(2, 3).flatten(1, 2).bfloat16() for name, t in {"q": q, "k": k, "v": v, "beta": beta}.items()}
+    token = {
+        name: t.transpose(2, 3).flatten(1, 2).bfloat16()
+        for name, t in {"q": q, "k": k, "v": v, "beta": beta}.items()
+    }
     fades, first = fade.transpose(2, 3).flatten(1, 2).contiguous(), initial.mT.contiguous()
 
     def ours() -> Tensor:
@@ -74,7 +86,9 @@ def pairs(config: FlaConfig) -> dict[str, Pair]:
         return q @ states.mT
 
     def theirs() -> Tensor:
-        read, _ = chunk_gated_delta_rule(**token, g=fades, scale=1.0, initial_state=first, output_final_state=True)
+        read, _ = chunk_gated_delta_rule(
+            **token, g=fades, scale=1.0, initial_state=first, output_final_state=True
+        )
         return read.unflatten(1, (frames, tokens)).transpose(2, 3)
 
     return {
@@ -97,7 +111,10 @@ def milliseconds(function: Callable[[], Tensor]) -> float:
 @torch.inference_mode()
 def measure(config: FlaConfig) -> None:
     """Prints the figures."""
-    print(f"{torch.cuda.get_device_name(config.device)}, torch {torch.__version__}, grid {config.grid[0]} x {config.grid[1]}")
+    print(
+        f"{torch.cuda.get_device_name(config.device)}, torch {torch.__version__}, grid {config.grid[0]} x "
+        f"{config.grid[1]}"
+    )
     for name, (ours, theirs) in pairs(config).items():
         difference = (ours().float() - theirs().float()).abs().max().item()
         times: tuple[list[float], list[float]] = ([], [])
@@ -105,12 +122,18 @@ def measure(config: FlaConfig) -> None:
             for function, spent in zip((ours, theirs), times, strict=True):
                 spent.append(milliseconds(function))
         a, b = (median(spent) for spent in times)
-        print(f"{name}: ours {a:.3f} ms, theirs {b:.3f} ms, ratio {a / b:.2f}; largest difference {difference:.2g}")
+        print(
+            f"{name}: ours {a:.3f} ms, theirs {b:.3f} ms, ratio {a / b:.2f}; largest difference "
+            f"{difference:.2g}"
+        )
 
 
 if __name__ == "__main__":
     config = tyro.cli(FlaConfig, description=__doc__)
     absent = [package for package in ("fla", "triton") if find_spec(package) is None]
     if not torch.cuda.is_available() or absent:
-        sys.exit(f"needs a CUDA device and the gpu extra; CUDA: {torch.cuda.is_available()}, not installed: {absent or 'nothing'}")
+        sys.exit(
+            f"needs a CUDA device and the gpu extra; CUDA: {torch.cuda.is_available()}, not installed: "
+            f"{absent or 'nothing'}"
+        )
     measure(config)

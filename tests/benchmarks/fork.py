@@ -1,15 +1,15 @@
-"""What branching the present costs, and what it saves: python tests/benchmarks/fork.py [--branches 64] [--candidates 8] [--depth 40]."""
+"""What branching the present costs, and what it saves: python tests/benchmarks/fork.py [--branches 64]
+[--candidates 8] [--depth 40].
+"""
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 import tyro
+from timing import seconds
 from tqdm import trange
 
 import sana_wm_env  # noqa: F401  # registers the ids
@@ -34,19 +34,14 @@ class ForkConfig:
     """torch threads, 0 for torch's own choice"""
 
 
-def seconds(function: Callable[[], Any]) -> float:
-    """How long one call takes."""
-    began = time.perf_counter()
-    function()
-    return time.perf_counter() - began
-
-
 def measure(config: ForkConfig) -> None:
     """Prints the figures."""
     if config.threads:
         torch.set_num_threads(config.threads)
     env = gym.make("SanaWM-v0", max_episode_steps=None).unwrapped
-    actions = np.random.default_rng(0).uniform(-1, 1, (config.depth + config.candidates, 6)).astype(np.float32)
+    actions = (
+        np.random.default_rng(0).uniform(-1, 1, (config.depth + config.candidates, 6)).astype(np.float32)
+    )
 
     def replay() -> None:
         env.reset(seed=0)
@@ -72,12 +67,18 @@ def measure(config: ForkConfig) -> None:
     before = concatenate(forks.save_state())
     forks.step(np.repeat(actions[:1], config.branches, 0))
     after = concatenate(forks.save_state())
-    print(f"one session: {state.nbytes / MIB:.1f} MiB; one step {1000 * step:.0f} ms, {torch.get_num_threads()} threads")
+    print(
+        f"one session: {state.nbytes / MIB:.1f} MiB; one step {1000 * step:.0f} ms, "
+        f"{torch.get_num_threads()} threads"
+    )
     print(f"fork({config.branches}): {1000 * fork:.1f} ms, {fork / step:.1%} of a step")
     copied = before.nbytes - before.nbytes_shared - state.nbytes
     print(f"  {before.nbytes_shared / MIB:.0f} of {before.nbytes / MIB:.0f} MiB shared, {copied} B copied")
     print(f"  after one step of each: {after.nbytes_shared / MIB:.0f} of {after.nbytes / MIB:.0f} MiB shared")
-    print(f"{config.candidates} candidates, one step each, from chunk {config.depth}: {branches:.2f} s", end="; ")
+    print(
+        f"{config.candidates} candidates, one step each, from chunk {config.depth}: {branches:.2f} s",
+        end="; ",
+    )
     print(f"by replaying from the reset: {replayed:.1f} s, {replayed / branches:.1f} times as long")
 
 

@@ -1,7 +1,9 @@
-"""One step of the 2.6b network, random weights: python tests/benchmarks/full_size.py [--device cuda --grid 22 40].
+"""One step of the 2.6b network, random weights: python tests/benchmarks/full_size.py [--device cuda --grid 22
+40].
 
-Four denoising passes and the clean one of a chunk on a full window, cameras included, frames not decoded. Beside each figure stands a
-floor: products at the rate that this device reaches in the same run, or reading every weight once, whichever takes longer.
+Four denoising passes and the clean one of a chunk on a full window, cameras included, frames not decoded.
+Beside each figure stands a floor: products at the rate that this device reaches in the same run, or reading
+every weight once, whichever takes longer.
 """
 
 import json
@@ -21,12 +23,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from sana_wm_env.commands.doctor import matmul_tflops
-from sana_wm_env.model.cameras import camera_inputs
+from sana_wm_env.model.camera_inputs import camera_inputs
 from sana_wm_env.model.config import TransformerConfig, preset
-from sana_wm_env.model.fit import session_bytes, weight_bytes
+from sana_wm_env.model.contexts import CameraContext, TextContext
+from sana_wm_env.model.memory import session_bytes, weight_bytes
 from sana_wm_env.model.network.transformer import Transformer
 from sana_wm_env.model.sampler import STREAMING_SIGMAS, frame_timesteps
-from sana_wm_env.model.state import CameraContext, TextContext, TransformerState
+from sana_wm_env.model.state import TransformerState
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,9 @@ class FullSizeConfig:
 
 
 def random_network(config: TransformerConfig, dtype: torch.dtype, device: str) -> Transformer:
-    """A network whose weights repeat one block of random numbers: drawing all of them would take longer than the step."""
+    """A network whose weights repeat one block of random numbers: drawing all of them would take longer than
+    the step.
+    """
     with torch.device("meta"):
         network = Transformer(config).to(dtype)
     network.to_empty(device=device)
@@ -67,16 +72,32 @@ class Session:
         self.network, self.config, self.sizes = network, config, network.config
         made = torch.Generator().manual_seed(1)
         words = torch.randn(1, self.sizes.text_tokens, self.sizes.text_width, generator=made)
-        self.text: TextContext = network.text_context(words.to(config.device), torch.ones(1, self.sizes.text_tokens, device=config.device))
+        self.text: TextContext = network.text_context(
+            words.to(config.device), torch.ones(1, self.sizes.text_tokens, device=config.device)
+        )
 
     def chunk(self, state: TransformerState | None) -> tuple[Tensor, CameraContext]:
         """Noise and cameras of the chunk after `state`."""
         frames, height, width = self.sizes.chunk + (state is None), *self.config.grid
-        poses = torch.eye(4, dtype=torch.float64).repeat(1, 8 * (frames - 1) + 1 if state is None else 8 * frames, 1, 1)
-        intrinsics = torch.tensor([[32.0 * width, 32.0 * width, 16.0 * width, 16.0 * height]], dtype=torch.float64)
-        inputs = camera_inputs(poses.to(self.config.device), intrinsics, (32 * height, 32 * width), self.config.grid, state is None)
-        noise = torch.randn(1, self.sizes.in_channels, frames, height, width, generator=torch.Generator().manual_seed(2))
-        return noise.to(self.config.device), self.network.camera_context(*inputs, 0 if state is None else state.next_frame)
+        poses = torch.eye(4, dtype=torch.float64).repeat(
+            1, 8 * (frames - 1) + 1 if state is None else 8 * frames, 1, 1
+        )
+        intrinsics = torch.tensor(
+            [[32.0 * width, 32.0 * width, 16.0 * width, 16.0 * height]], dtype=torch.float64
+        )
+        inputs = camera_inputs(
+            poses.to(self.config.device),
+            intrinsics,
+            (32 * height, 32 * width),
+            self.config.grid,
+            state is None,
+        )
+        noise = torch.randn(
+            1, self.sizes.in_channels, frames, height, width, generator=torch.Generator().manual_seed(2)
+        )
+        return noise.to(self.config.device), self.network.camera_context(
+            *inputs, 0 if state is None else state.next_frame
+        )
 
 
 def now(device: str, clock: Callable[[], float] = time.perf_counter) -> float:
@@ -93,7 +114,11 @@ def timed_step(session: Session, state: TransformerState, progress: Any) -> tupl
     x, cameras = session.chunk(state)
     for high, low in pairwise(STREAMING_SIGMAS):
         start = now(device)
-        x = x - (high - low) * network.stream(x, frame_timesteps(high, x, None), session.text, cameras, state).float()
+        x = (
+            x
+            - (high - low)
+            * network.stream(x, frame_timesteps(high, x, None), session.text, cameras, state).float()
+        )
         passes.append(now(device) - start)
         progress.update()
     start = now(device)
@@ -139,7 +164,9 @@ def measure(options: FullSizeConfig) -> dict[str, Any]:
     """The figures."""
     if options.threads:
         torch.set_num_threads(options.threads)
-    config, dtype, cuda = preset(options.preset), getattr(torch, options.dtype), options.device.startswith("cuda")
+    config = preset(options.preset)
+    dtype = getattr(torch, options.dtype)
+    cuda = options.device.startswith("cuda")
     flops, weights = pass_flops(config, options), weight_bytes(config, dtype)
     before = resident()
     session = Session(random_network(config, dtype, options.device), options)
@@ -156,8 +183,10 @@ def measure(options: FullSizeConfig) -> dict[str, Any]:
     carried, transient = session_bytes(config, options.grid, dtype)
     floor = max(flops / rate, weights / reading)
     return {
-        "machine": f"{processor(options.device)}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-        "what": f"{options.preset} in {options.dtype}, grid {options.grid[0]} x {options.grid[1]}, {flops / 1e9:.0f} GFLOP a pass",
+        "machine": f"{processor(options.device)}, {torch.get_num_threads()} threads, torch "
+        f"{torch.__version__}",
+        "what": f"{options.preset} in {options.dtype}, grid {options.grid[0]} x {options.grid[1]}, "
+        f"{flops / 1e9:.0f} GFLOP a pass",
         "ceilings": f"{rate / 1e9:.0f} GFLOP/s of a Linear, {reading / 1e9:.1f} GB/s read, both in this run",
         "pass_ms": [1000 * seconds for seconds in passes],
         "step_ms": 1000 * step,
@@ -165,7 +194,12 @@ def measure(options: FullSizeConfig) -> dict[str, Any]:
         "pass_floor_ms": 1000 * floor,
         "step_over_floor": step / (5 * floor),
         "peak_bytes": peak,
-        "computed_bytes": {"weights": weights, "state": carried, "pass": transient, "sum": weights + carried + transient},
+        "computed_bytes": {
+            "weights": weights,
+            "state": carried,
+            "pass": transient,
+            "sum": weights + carried + transient,
+        },
     }
 
 
@@ -177,10 +211,12 @@ def in_words(found: dict[str, Any]) -> str:
         [
             found["machine"],
             f"{found['what']}; {found['ceilings']}",
-            f"passes {passes} ms (the last one is the clean pass); floor {found['pass_floor_ms']:.0f} ms each",
+            f"passes {passes} ms (the last one is the clean pass); floor "
+            f"{found['pass_floor_ms']:.0f} ms each",
             f"step {found['step_ms']:.0f} ms ({found['step_processor_ms']:.0f} ms of processors), "
             f"{found['step_over_floor']:.2f} times the floor of its five passes",
-            f"peak {found['peak_bytes'] / 1e9:.2f} GB; computed {computed['sum'] / 1e9:.2f} GB: weights {computed['weights'] / 1e9:.2f}, "
+            f"peak {found['peak_bytes'] / 1e9:.2f} GB; computed {computed['sum'] / 1e9:.2f} GB: weights "
+            f"{computed['weights'] / 1e9:.2f}, "
             f"state {computed['state'] / 1e9:.2f}, pass {computed['pass'] / 1e9:.2f}",
         ]
     )

@@ -21,10 +21,16 @@ from full_size import random_network
 from safetensors.torch import save_file
 
 from sana_wm_env.model.config import preset
-from sana_wm_env.model.fit import weight_bytes
 from sana_wm_env.model.kernels.formats import PRECISIONS, Precision
-from sana_wm_env.model.storage.checkpoint import TRANSFORMER, load_config, load_transformer, resolve_world, write_config
+from sana_wm_env.model.memory import weight_bytes
 from sana_wm_env.model.storage.weights import is_unused
+from sana_wm_env.model.storage.worlds import (
+    TRANSFORMER,
+    load_config,
+    load_transformer,
+    resolve_world,
+    write_config,
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,12 @@ class BytesConfig:
 
 def write_wide(name: str, folder: Path) -> None:
     """A world with random weights, the bundled one's settings but for the network."""
-    config = replace(load_config(resolve_world("rooms")), transformer=preset(name), variants=("streaming",), dtype="bfloat16")
+    config = replace(
+        load_config(resolve_world("rooms")),
+        transformer=preset(name),
+        variants=("streaming",),
+        dtype="bfloat16",
+    )
     tensors = random_network(config.transformer, torch.bfloat16, "cpu").state_dict()
     write_config(folder, config, "world")
     save_file({key: t for key, t in tensors.items() if not is_unused(key)}, folder / TRANSFORMER)
@@ -57,12 +68,18 @@ def load(folder: Path) -> dict[str, float]:
     tensors = network.state_dict().values()
     for t in tensors:
         t.flatten().view(torch.uint8)[::4096].sum() if t.ndim else t.item()
-    return {"tensors": sum(t.nbytes for t in tensors), "resident": resident() - before, "seconds": time.perf_counter() - began}
+    return {
+        "tensors": sum(t.nbytes for t in tensors),
+        "resident": resident() - before,
+        "seconds": time.perf_counter() - began,
+    }
 
 
 def resident() -> int:
     """Bytes of this process in memory now (Linux)."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
+    line = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS")
+    )
     return 1024 * int(line.split()[1])
 
 
@@ -77,12 +94,30 @@ def measure(config: BytesConfig) -> dict[str, dict[str, float]]:
             with tempfile.TemporaryDirectory(dir=made) as inner:
                 world = Path(inner) / "world" if precision else wide
                 if precision:
-                    command = ["-m", "sana_wm_env.cli", "checkpoint", "quantize", str(wide), str(world), "--precision", precision]
+                    command = [
+                        "-m",
+                        "sana_wm_env.cli",
+                        "checkpoint",
+                        "quantize",
+                        str(wide),
+                        str(world),
+                        "--precision",
+                        precision,
+                    ]
                     subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
-                done = subprocess.run([sys.executable, __file__, "--load", str(world)], check=True, capture_output=True, text=True)
+                done = subprocess.run(
+                    [sys.executable, __file__, "--load", str(world)],
+                    check=True,
+                    capture_output=True,
+                    text=True,
+                )
                 computed = weight_bytes(preset(config.preset), torch.bfloat16, precision)
                 on_disk = (world / TRANSFORMER).stat().st_size
-                found[precision or "bfloat16"] = {"computed": computed, "file": on_disk, **json.loads(done.stdout)}
+                found[precision or "bfloat16"] = {
+                    "computed": computed,
+                    "file": on_disk,
+                    **json.loads(done.stdout),
+                }
                 print(precision or "bfloat16", found[precision or "bfloat16"], file=sys.stderr)
     return found
 
@@ -95,7 +130,9 @@ def table(found: dict[str, dict[str, float]]) -> str:
     ]
     for name, row in found.items():
         cells: list[Any] = [f"{row[what]:,.0f}" for what in ("computed", "file", "tensors", "resident")]
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {row['computed'] / found['bfloat16']['computed']:.0%} |")
+        lines.append(
+            f"| {name} | " + " | ".join(cells) + f" | {row['computed'] / found['bfloat16']['computed']:.0%} |"
+        )
     return "\n".join(lines)
 
 

@@ -1,15 +1,15 @@
 """Each precision against the others on this machine, taking turns: python
 tests/benchmarks/precision_speed.py [--device cuda].
 
-Products: one layer of a preset with all that belongs to it (rounding of activations, bias), on as many rows as a
-chunk has. Steps: whole chunks of a world. In every round each precision has its turn, the order reversed in every
-second one, and the best and the median of all rounds count: other work on the machine can only slow a turn down.
+Products: one layer of a preset with all that belongs to it (rounding of activations, bias), on as many rows
+as a chunk has. Steps: whole chunks of a world. In every round each precision has its turn, the order reversed
+in every second one, and the best and the median of all rounds count: other work on the machine can only slow
+a turn down.
 
 On a CPU "fp8", "nvfp4" and "mxfp8" are exact emulations, there for what they compute and not for speed.
 """
 
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import tyro
 from step_time import processor
+from timing import seconds
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -66,24 +67,17 @@ def make_layer(inputs: int, outputs: int, name: str, config: SpeedConfig) -> tup
     return layer, rows.to(device, dtype)
 
 
-def take_turns(calls: dict[str, Callable[[], Any]], rounds: int, device: str, label: str) -> dict[str, dict[str, float]]:
+def take_turns(
+    calls: dict[str, Callable[[], Any]], rounds: int, device: str, label: str
+) -> dict[str, dict[str, float]]:
     """Milliseconds of each call, best and median."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    spent: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
     for i in tqdm(range(rounds), desc=label, unit="round", leave=False):
         for name in reversed(calls) if i % 2 else calls:
-            _wait(device)
-            began = time.perf_counter()
-            calls[name]()
-            _wait(device)
-            seconds[name].append(time.perf_counter() - began)
-    return {name: {"best": 1e3 * min(spent), "median": 1e3 * median(spent)} for name, spent in seconds.items()}
-
-
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
+            spent[name].append(seconds(calls[name], device))
+    return {name: {"best": 1e3 * min(times), "median": 1e3 * median(times)} for name, times in spent.items()}
 
 
 @torch.no_grad()
@@ -99,7 +93,9 @@ def measure(config: SpeedConfig) -> dict[str, Any]:
     found: dict[str, Any] = {}
     torch.set_num_threads(config.threads)
     for name, (inputs, outputs) in shapes.items():
-        layers = {precision: make_layer(inputs, outputs, precision, config) for precision in config.precisions}
+        layers = {
+            precision: make_layer(inputs, outputs, precision, config) for precision in config.precisions
+        }
         calls = {precision: (lambda layer=layer, x=x: layer(x)) for precision, (layer, x) in layers.items()}
         found[f"{name} {inputs} to {outputs}"] = take_turns(calls, config.rounds, config.device, name)
     torch.set_num_threads(before)
@@ -111,7 +107,12 @@ def measure(config: SpeedConfig) -> dict[str, Any]:
             "steps",
         )
     rows = sizes.chunk * config.grid[0] * config.grid[1]
-    machine = {"processor": processor(config.device), "torch": torch.__version__, "threads": config.threads, "rows": rows}
+    machine = {
+        "processor": processor(config.device),
+        "torch": torch.__version__,
+        "threads": config.threads,
+        "rows": rows,
+    }
     return {"machine": machine, "ms": found}
 
 
@@ -141,14 +142,19 @@ def table(result: dict[str, Any], precisions: tuple[str, ...]) -> str:
     """
     machine = result["machine"]
     lines = [
-        f"{machine['processor']}, torch {machine['torch']}; products on {machine['rows']} rows with {machine['threads']} threads",
+        f"{machine['processor']}, torch {machine['torch']}; products on {machine['rows']} rows with "
+        f"{machine['threads']} threads",
         "ms, best (median); behind it how many times as fast as " + precisions[0],
         "",
         "| what | " + " | ".join(precisions) + " |",
         "|---" * (1 + len(precisions)) + "|",
     ]
     for what, row in result["ms"].items():
-        cells = [f"{row[p]['best']:.3f} ({row[p]['median']:.3f}), {row[precisions[0]]['best'] / row[p]['best']:.2f}x" for p in precisions]
+        cells = [
+            f"{row[p]['best']:.3f} ({row[p]['median']:.3f}), "
+            f"{row[precisions[0]]['best'] / row[p]['best']:.2f}x"
+            for p in precisions
+        ]
         lines.append(f"| {what} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -1,15 +1,15 @@
-"""Frames per second of the rooms renderer at 64x64 on one thread: python tests/benchmarks/render_speed.py [device].
+"""Frames per second of the rooms renderer at 64x64 on one thread: python tests/benchmarks/render_speed.py
+[device].
 
-Plain torch and compiled C++ alternate in one run, the renderer alone; then `render_clips`, scenes and paths included. On another device
-there is plain torch alone.
+Plain torch and compiled C++ alternate in one run, the renderer alone; then `render_clips`, scenes and paths
+included. On another device there is plain torch alone.
 """
 
 import statistics
 import sys
-import time
-from collections.abc import Callable
 
 import torch
+from timing import seconds
 from torch import Tensor
 
 from sana_wm_env.rooms import default_intrinsics, paths, render_native
@@ -20,14 +20,6 @@ from sana_wm_env.train.data.rooms import render_clips
 SIZE, ROOMS, CHUNKS, TRIALS = (64, 64), 8, 4, 9
 
 
-def seconds(call: Callable[[], object], device: str) -> float:
-    began = time.perf_counter()
-    call()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
-
-
 def scenes_and_paths(seeds: list[int], device: str) -> tuple[Scenes, Tensor]:
     scenes = sample_scenes(seeds, device)
     starts = paths.sample_starts(scenes, seeds)
@@ -36,7 +28,9 @@ def scenes_and_paths(seeds: list[int], device: str) -> tuple[Scenes, Tensor]:
 
 def describe(frames: int, taken: list[float]) -> str:
     rates = sorted(frames / t for t in taken)
-    return f"{statistics.median(rates):.0f} frames/s (median of {len(rates)}; {rates[0]:.0f} to {rates[-1]:.0f})"
+    return (
+        f"{statistics.median(rates):.0f} frames/s (median of {len(rates)}; {rates[0]:.0f} to {rates[-1]:.0f})"
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ from sana_wm_env import DiscreteKeys
 from sana_wm_env.sb3 import SB3VecEnv, check_replay_buffer
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("names", nargs="*", metavar="NAME", help="ppo-dict, ppo-last, dqn-keys, sac-last (default: all)")
+parser.add_argument(
+    "names", nargs="*", metavar="NAME", help="ppo-dict, ppo-last, dqn-keys, sac-last (default: all)"
+)
 parser.add_argument("--steps", type=int, default=256)
 parser.add_argument("--world", default="rooms")
 parser.add_argument("--device", default="cpu")
@@ -31,7 +33,14 @@ def four_worlds() -> VecMonitor:
     """Four on one set of weights."""
     return VecMonitor(
         SB3VecEnv(
-            gym.make_vec("SanaWM-Follow-v0", num_envs=4, world=args.world, device=args.device, obs_mode="last", autoreset_mode="SameStep")
+            gym.make_vec(
+                "SanaWM-Follow-v0",
+                num_envs=4,
+                world=args.world,
+                device=args.device,
+                obs_mode="last",
+                autoreset_mode="SameStep",
+            )
         )
     )
 
@@ -39,11 +48,21 @@ def four_worlds() -> VecMonitor:
 def off_policy(algorithm: type, env: gym.Env) -> DQN | SAC:
     """DQN or SAC with a replay buffer that fits into memory."""
     buffer_size = check_replay_buffer(10_000, env)
-    return algorithm("CnnPolicy", env, buffer_size=buffer_size, learning_starts=32, batch_size=32, train_freq=4, device=args.device)
+    return algorithm(
+        "CnnPolicy",
+        env,
+        buffer_size=buffer_size,
+        learning_starts=32,
+        batch_size=32,
+        train_freq=4,
+        device=args.device,
+    )
 
 
 ALGORITHMS = {
-    "ppo-dict": lambda: PPO("MultiInputPolicy", follow("dict"), n_steps=64, batch_size=64, device=args.device),
+    "ppo-dict": lambda: PPO(
+        "MultiInputPolicy", follow("dict"), n_steps=64, batch_size=64, device=args.device
+    ),
     "ppo-last": lambda: PPO("CnnPolicy", four_worlds(), n_steps=16, batch_size=64, device=args.device),
     "dqn-keys": lambda: off_policy(DQN, DiscreteKeys(follow("last"))),
     "sac-last": lambda: off_policy(SAC, follow("last")),
@@ -57,7 +76,8 @@ for name in args.names or ALGORITHMS:
     seconds = time.perf_counter() - start
     finished = len(agent.ep_info_buffer or ())
     print(
-        f"{name}: {agent.num_timesteps} steps in {seconds:.0f} s ({agent.num_timesteps / seconds:.2f} per second), "
+        f"{name}: {agent.num_timesteps} steps in {seconds:.0f} s "
+        f"({agent.num_timesteps / seconds:.2f} per second), "
         f"{finished} episodes, no warning",
         flush=True,
     )

@@ -1,7 +1,9 @@
-"""How long one step of `SanaWM-v0` takes on this machine, and where the time goes: python tests/benchmarks/step_time.py [--json F].
+"""How long one step of `SanaWM-v0` takes on this machine, and where the time goes: python
+tests/benchmarks/step_time.py [--json F].
 
-The clean pass is made at once here, in its place, so that the parts add up. Beside each part stands its floor on a CPU: the time that its
-products alone would take at the rate that one core reaches in a product of the bundled world's size.
+The clean pass is made at once here, in its place, so that the parts add up. Beside each part stands its floor
+on a CPU: the time that its products alone would take at the rate that one core reaches in a product of the
+bundled world's size.
 """
 
 import json
@@ -80,7 +82,9 @@ class Clock:
 
 
 def measure(config: StepTimeConfig) -> dict[str, Any]:
-    """Milliseconds of a step and of its parts: medians over the timed steps. Times include the clocks, which cost microseconds."""
+    """Milliseconds of a step and of its parts: medians over the timed steps. Times include the clocks, which
+    cost microseconds.
+    """
     env = gym.make("SanaWM-v0", world=config.world, device=config.device, dtype=config.dtype)
     env.reset(seed=0)
     env.action_space.seed(0)
@@ -105,7 +109,11 @@ def measure(config: StepTimeConfig) -> dict[str, Any]:
     times = sorted(1000 * row["step"] for row in rows)
     return {
         "config": {k: str(v) for k, v in asdict(config).items() if k != "json"},
-        "machine": {"processor": processor(config.device), "threads": torch.get_num_threads(), "torch": torch.__version__},
+        "machine": {
+            "processor": processor(config.device),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        },
         "step_ms": medians.pop("step"),
         "step_ms_range": [times[0], times[-1]],
         "parts_ms": medians | {"rest": rest},
@@ -115,7 +123,9 @@ def measure(config: StepTimeConfig) -> dict[str, Any]:
 
 
 def count_floors(env: gym.Env, calls: dict[str, int]) -> dict[str, float]:
-    """Milliseconds that the products of each part take at one core's measured rate, by what the plain operations multiply."""
+    """Milliseconds that the products of each part take at one core's measured rate, by what the plain
+    operations multiply.
+    """
     world, flops = env.unwrapped.model, dict.fromkeys(PARTS, 0)
 
     def counted(part: str, function: Any) -> Any:
@@ -136,7 +146,10 @@ def count_floors(env: gym.Env, calls: dict[str, int]) -> dict[str, float]:
         world.transformer.prepare(plain=True)
         env.step(env.action_space.sample())
     rates = measure_products()
-    best = {torch.float32: max(rates["float32"], rates.get("float32 by oneDNN", 0)), torch.bfloat16: rates["bfloat16"]}
+    best = {
+        torch.float32: max(rates["float32"], rates.get("float32 by oneDNN", 0)),
+        torch.bfloat16: rates["bfloat16"],
+    }
     return {part: flops[part] / best[dtypes[part]] / 1e6 for part in PARTS}
 
 
@@ -144,7 +157,9 @@ def processor(device: str) -> str:
     """What the steps ran on, in words."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    names = [line.split(":")[1].strip() for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
+    names = [
+        line.split(":")[1].strip() for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")
+    ]
     return names[0] if names else platform.processor() or platform.machine()
 
 
@@ -165,7 +180,13 @@ def table(result: dict[str, Any]) -> str:
     ]
     for part, ms in result["parts_ms"].items():
         floor = result["floors_ms"].get(part)
-        cells = part, result["calls"].get(part, ""), f"{ms:.1f}", f"{ms / result['step_ms']:.0%}", "" if floor is None else f"{floor:.1f}"
+        cells = (
+            part,
+            result["calls"].get(part, ""),
+            f"{ms:.1f}",
+            f"{ms / result['step_ms']:.0%}",
+            "" if floor is None else f"{floor:.1f}",
+        )
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 

@@ -1,7 +1,9 @@
-"""Where the time of a training step of `bidirectional` goes: python tests/benchmarks/train_time.py [--batches 4 8 16] [--precision fp32].
+"""Where the time of a training step of `bidirectional` goes: python tests/benchmarks/train_time.py [--batches
+4 8 16] [--precision fp32].
 
-One process on one core, from the bundled world, at several batches of a process. The floor is the time that the products of forward and
-backward alone would take at the rate that one core reaches in a product of the bundled world's size.
+One process on one core, from the bundled world, at several batches of a process. The floor is the time that
+the products of forward and backward alone would take at the rate that one core reaches in a product of the
+bundled world's size.
 """
 
 import tempfile
@@ -42,11 +44,13 @@ class TrainTimeConfig:
 
 
 def stage_of(runs: Path, config: TrainTimeConfig) -> BidirectionalStage:
-    """A stage that begins with the bundled world, on one shard of clips."""
+    """A stage that begins with the bundled world, on one clip file."""
     home = runs / "rooms" / "autoencoder"
     home.mkdir(parents=True)
     autoencoder = WorldModel.load("rooms").autoencoder
-    torch.save({"config": asdict(autoencoder.config), "weights": autoencoder.state_dict()}, home / "autoencoder.pt")
+    torch.save(
+        {"config": asdict(autoencoder.config), "weights": autoencoder.state_dict()}, home / "autoencoder.pt"
+    )
     loop = LoopConfig(precision=config.precision, compile=config.compile)
     return BidirectionalStage(BidirectionalConfig(runs=runs, shards=1, loop=loop, init_from="rooms"))
 
@@ -74,10 +78,16 @@ def time_steps(stage: BidirectionalStage, batch: int, steps: int) -> dict[str, f
 
 
 def floor_of(stage: BidirectionalStage, batch: int) -> float:
-    """Seconds that the products of a step take: three times those of its forward, counted on the plain operations."""
+    """Seconds that the products of a step take: three times those of its forward, counted on the plain
+    operations.
+    """
     dtype = stage.network.dtype
     rates = measure_products()
-    rate = rates["bfloat16"] if dtype == torch.bfloat16 else max(rates["float32"], rates.get("float32 by oneDNN", 0))
+    rate = (
+        rates["bfloat16"]
+        if dtype == torch.bfloat16
+        else max(rates["float32"], rates.get("float32 by oneDNN", 0))
+    )
     stage.network.prepare(dtype, plain=True)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         stage.loss(batch, torch.Generator().manual_seed(0))
@@ -91,8 +101,15 @@ def main(config: TrainTimeConfig) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as runs:
         stage = stage_of(Path(runs), config)
-        print(f"{processor('cpu')}, one core, {str(stage.network.dtype).removeprefix('torch.')}{', compiled' * config.compile}\n")
-        print(f"| batch | {' | '.join(PARTS)} | a step, s | samples/s | floor, s |\n|{'---|' * (len(PARTS) + 4)}", flush=True)
+        print(
+            f"{processor('cpu')}, one core, "
+            f"{str(stage.network.dtype).removeprefix('torch.')}{', compiled' * config.compile}\n"
+        )
+        print(
+            f"| batch | {' | '.join(PARTS)} | a step, s | samples/s | floor, s "
+            f"|\n|{'---|' * (len(PARTS) + 4)}",
+            flush=True,
+        )
         for batch in config.batches:
             parts = time_steps(stage, batch, config.steps)
             total = sum(parts.values())

@@ -28,9 +28,13 @@ common = {"runs": runs, "shards": 1, "loop": schedule}
 
 
 def loss_of_one_batch(stage: Stage) -> float:
-    """Of the same 16 samples, levels and noise whenever it is asked: batches differ by more than twenty steps can change."""
+    """Of the same 16 samples, levels and noise whenever it is asked: batches differ by more than twenty steps
+    can change.
+    """
     total, scalars = stage.loss(16, torch.Generator().manual_seed(1))
-    return scalars.get("critic", total.item())  # self-forcing: the generator's loss is a direction, not a distance
+    return scalars.get(
+        "critic", total.item()
+    )  # self-forcing: the generator's loss is a direction, not a distance
 
 
 def timed(name: str, stage: Stage, home: Path) -> None:
@@ -47,7 +51,13 @@ print(f"{'stage':<15}{'seconds':>9}{'before':>12}{'after':>12}")
 config = autoencoder.AutoencoderStageConfig(**common)
 timed("autoencoder", autoencoder.AutoencoderStage(config), runs / "rooms" / "autoencoder")
 autoencoder.run(config)  # nothing left to train: measures the spread of the latents and writes the result
-encoded_rooms(runs / "data", {"clips": 1, "sessions": 1}, (64, 64), autoencoder.load_trained(runs / "rooms" / "autoencoder", "cpu"), "cpu")
+encoded_rooms(
+    runs / "data",
+    {"clips": 1, "sessions": 1},
+    (64, 64),
+    autoencoder.load_trained(runs / "rooms" / "autoencoder", "cpu"),
+    "cpu",
+)
 for stage, config in (
     (bidirectional.BidirectionalStage, bidirectional.BidirectionalConfig(**common)),
     (causal.CausalStage, causal.CausalConfig(**common)),

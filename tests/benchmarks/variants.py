@@ -1,7 +1,9 @@
-"""How close the variants of a world come to the truth, in held-out rooms: python tests/benchmarks/variants.py [--sheet F.png].
+"""How close the variants of a world come to the truth, in held-out rooms: python tests/benchmarks/variants.py
+[--sheet F.png].
 
-The same rooms, paths and noise for each variant, so that differences are paired. `--other` takes the transformer of the clip variants from
-a stage of a training run, to compare what is bundled with what else was trained.
+The same rooms, paths and noise for each variant, so that differences are paired. `--other` takes the
+transformer of the clip variants from a stage of a training run, to compare what is bundled with what else was
+trained.
 """
 
 from collections.abc import Iterator
@@ -13,8 +15,8 @@ import tyro
 from torch import Tensor
 
 from sana_wm_env.commands.generate import Schedule, imagined
+from sana_wm_env.contact_sheet import contact_sheet
 from sana_wm_env.evaluation import metrics
-from sana_wm_env.evaluation.contact_sheet import contact_sheet
 from sana_wm_env.evaluation.episodes import Episodes, draw_episodes
 from sana_wm_env.model.clip import ClipModel
 from sana_wm_env.model.config import VARIANTS, Variant
@@ -60,7 +62,10 @@ def worlds(config: VariantsConfig) -> Iterator[tuple[str, WorldModel | ClipModel
         yield variant, world
         for stage in config.other if variant != "streaming" else ():
             network = trained(ExportConfig(settings.name, config.runs), stage)
-            yield f"{variant}, weights of {stage}", ClipModel(settings, network, world.autoencoder, world.text_encoder, variant)
+            yield (
+                f"{variant}, weights of {stage}",
+                ClipModel(settings, network, world.autoencoder, world.text_encoder, variant),
+            )
 
 
 def clip(world: WorldModel | ClipModel, episodes: Episodes, truth: Tensor, schedule: Schedule) -> Tensor:
@@ -85,8 +90,11 @@ def main(config: VariantsConfig) -> None:
         return metrics.psnr(frames, truth[:, 1:]).unflatten(1, (config.chunks, -1)).mean(2)
 
     def show(label: str, values: Tensor) -> None:
-        cells = [metrics.estimate(column.numpy()) for column in values.T]
-        print(f"{label:<60}" + "".join(f"{c.mean:7.2f} ±{(c.high or c.mean) - c.mean:5.2f}" for c in cells), flush=True)
+        cells = [metrics.estimate_mean(column.numpy()) for column in values.T]
+        print(
+            f"{label:<60}" + "".join(f"{c.mean:7.2f} ±{(c.high or c.mean) - c.mean:5.2f}" for c in cells),
+            flush=True,
+        )
 
     show("still", scores(truth[:, :1].expand_as(truth[:, 1:])))
     for label, world in worlds(config):

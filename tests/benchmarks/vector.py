@@ -1,6 +1,8 @@
-"""N sessions in one process against N processes: python tests/benchmarks/vector.py [--num-envs 4] [--rounds 5].
+"""N sessions in one process against N processes: python tests/benchmarks/vector.py [--num-envs 4] [--rounds
+5].
 
-Steps per second, interleaved round by round, and memory: what is private to each process plus what they share, once (PSS).
+Steps per second, interleaved round by round, and memory: what is private to each process plus what they
+share, once (PSS).
 """
 
 import multiprocessing
@@ -39,7 +41,9 @@ class PinnedEnv(gym.Wrapper):
 
     def __init__(self, env: gym.Env, core: int):
         super().__init__(env)
-        if multiprocessing.parent_process() is not None:  # AsyncVectorEnv makes one here as well, to ask for its spaces
+        if (
+            multiprocessing.parent_process() is not None
+        ):  # AsyncVectorEnv makes one here as well, to ask for its spaces
             torch.set_num_threads(1)
             os.sched_setaffinity(0, {core})
 

@@ -1,4 +1,6 @@
-"""The one-minute benchmark end to end on the bundled world, cut to a chunk: killed and resumed, and on scenes that are not rooms."""
+"""The one-minute benchmark end to end on the bundled world, cut to a chunk: killed and resumed, and on scenes
+that are not rooms.
+"""
 
 import json
 import shutil
@@ -15,7 +17,7 @@ import pytest
 from sana_wm_env import cli
 from sana_wm_env.evaluation.benchmark_report import COLUMNS
 from sana_wm_env.evaluation.benchmark_scenes import SPLITS
-from sana_wm_env.evaluation.published_results import PUBLISHED
+from sana_wm_env.evaluation.paper_results import PUBLISHED
 
 SCENES = 2
 SETTINGS = f"evaluate benchmark --scenes {SCENES} --split simple --chunks 1 --batch 1 --seed 50"

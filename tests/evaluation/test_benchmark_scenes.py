@@ -1,4 +1,6 @@
-"""The scenes of the one-minute benchmark: the published layout is read, the rooms edition keeps the published rules."""
+"""The scenes of the one-minute benchmark: the published layout is read, the rooms edition keeps the published
+rules.
+"""
 
 import json
 
@@ -48,7 +50,10 @@ def test_files_lie_where_the_published_ones_do(folder, scenes):
                 assert file["c2w"].shape == (FRAMES, 4, 4) and file["intrinsics"].shape == (FRAMES, 3, 3)
                 assert (float(file["fps"]), int(file["num_frames"])) == (FPS, FRAMES)
         row = json.loads((folder / directory / EXPORT / "run_manifest.jsonl").read_text().splitlines()[0])
-        assert row["camera_path"] == f"{directory}/{EXPORT}/room_001.npz" and (folder / row["image_path"]).exists()
+        assert (
+            row["camera_path"] == f"{directory}/{EXPORT}/room_001.npz"
+            and (folder / row["image_path"]).exists()
+        )
 
 
 def test_a_scene_is_its_room(scenes):
@@ -66,7 +71,12 @@ def test_paths_keep_the_published_rules(scenes):
     for split, read in scenes.items():
         for scene in read:
             steps = np.linalg.norm(np.diff(scene.c2w[:, :3, 3], axis=0), axis=1) * FPS
-            turns = Rotation.from_matrix(scene.c2w[:-1, :3, :3].swapaxes(1, 2) @ scene.c2w[1:, :3, :3]).magnitude() * FPS
+            turns = (
+                Rotation.from_matrix(
+                    scene.c2w[:-1, :3, :3].swapaxes(1, 2) @ scene.c2w[1:, :3, :3]
+                ).magnitude()
+                * FPS
+            )
             assert 0.01 < steps.max() <= SPEED_M_S + 1e-6 and np.degrees(turns.max()) <= TURN_DEG_S + 1e-6
             positions = torch.from_numpy((scene.start @ scene.c2w)[None, :, :3, 3])
             assert clear(sample_scenes([scene.room_seed]), positions, MARGIN_M - 1e-4).all()
@@ -94,14 +104,19 @@ def published(tmp_path):
     relative = np.tile(np.eye(4), (FRAMES, 1, 1))
     relative[:, 2, 3] = np.linspace(0, 4, FRAMES)
     arrays = {"c2w": (first @ relative).astype(np.float32), "fps": 16, "num_frames": FRAMES}
-    arrays["intrinsics"] = np.tile(np.array([[900, 0, 640], [0, 900, 360], [0, 0, 1]], np.float32), (FRAMES, 1, 1))
+    arrays["intrinsics"] = np.tile(
+        np.array([[900, 0, 640], [0, 900, 360], [0, 0, 1]], np.float32), (FRAMES, 1, 1)
+    )
     (tmp_path / "images").mkdir()
     Image.new("RGB", (1280, 720), (10, 20, 30)).save(tmp_path / "images" / "game_style_001.png")
     (tmp_path / "scene_set").mkdir()
     (tmp_path / "scene_set" / "kept_scenes.txt").write_text("game_style_001\n")
     export = tmp_path / SPLITS["simple"] / EXPORT
     export.mkdir(parents=True)
-    row = {"image_path": "images/game_style_001.png", "camera_path": f"{SPLITS['simple']}/{EXPORT}/game_style_001.npz"}
+    row = {
+        "image_path": "images/game_style_001.png",
+        "camera_path": f"{SPLITS['simple']}/{EXPORT}/game_style_001.npz",
+    }
     (export / "run_manifest.jsonl").write_text(json.dumps(row) + "\n")
     np.savez(export / "game_style_001.npz", **arrays)
     return tmp_path, export / "game_style_001.npz", arrays
@@ -140,3 +155,24 @@ def test_what_is_missing_is_named(tmp_path, published):
         list(read_scenes(published[0], "easy"))
     with pytest.raises(ValueError, match="scenes that are not rooms"):
         write_rooms(published[0], 1, seed=0, size=SIZE)
+
+
+@pytest.mark.parametrize("data", [b"", b"PK", b"\x93NUMPY\x01", b"rubbish" * 9])
+def test_files_of_scenes_that_broke_are_named(data, tmp_path):
+    write_rooms(tmp_path, 1, 50, (16, 24))
+    export = tmp_path / SPLITS["simple"] / EXPORT
+    (camera,) = export.glob("*.npz")
+    whole = camera.read_bytes()
+    camera.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"got .*{camera.name}, which cannot be read"):
+        list(read_scenes(tmp_path, "simple"))
+    np.savez(camera, c2w=np.eye(4))
+    with pytest.raises(ValueError, match=rf"{camera.name} without fps, intrinsics"):
+        list(read_scenes(tmp_path, "simple"))
+    camera.write_bytes(whole)
+    for name in ("run_manifest.jsonl", f"../../images/{camera.stem}.png"):
+        kept = (export / name).read_bytes()
+        (export / name).write_bytes(data or b"[")
+        with pytest.raises(ValueError, match=r"got .*(no list of scenes|not an image)"):
+            list(read_scenes(tmp_path, "simple"))
+        (export / name).write_bytes(kept)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sana_wm_env.evaluation.contact_sheet import LABEL_PX, MARGIN_PX, contact_sheet, side_by_side
+from sana_wm_env.contact_sheet import LABEL_PX, MARGIN_PX, contact_sheet, side_by_side
 
 
 def flat(*colour: int) -> np.ndarray:
@@ -13,7 +13,11 @@ def test_every_picture_lands_in_its_place():
     sheet = np.asarray(contact_sheet(rows, ["a", "b"], ["left", "right"], tile_height=16))
     right, bottom = sheet.shape[1] - MARGIN_PX - 1, sheet.shape[0] - MARGIN_PX - 1
     assert sheet[bottom, right].tolist() == [250, 250, 0]
-    assert sheet[bottom, right - 24 - MARGIN_PX].tolist() == [0, 0, 250]  # pictures are 24 pixels wide after doubling
+    assert sheet[bottom, right - 24 - MARGIN_PX].tolist() == [
+        0,
+        0,
+        250,
+    ]  # pictures are 24 pixels wide after doubling
     assert sheet[bottom - 16 - MARGIN_PX, right].tolist() == [0, 250, 0]
     assert sheet[bottom - 16 - MARGIN_PX, right - 24 - MARGIN_PX].tolist() == [250, 0, 0]
     assert sheet[:LABEL_PX].max() > 200  # something is written above

@@ -47,9 +47,13 @@ class Oracle(World):
 
 @pytest.fixture(scope="module")
 def episodes() -> Episodes:
-    """Three rooms; each camera walks, turns and rises a little: of the walks that training draws some stand still."""
+    """Three rooms; each camera walks, turns and rises a little: of the walks that training draws some stand
+    still.
+    """
     drawn = draw_episodes(count=3, chunks=1, seed=40)
-    twists = torch.tensor([[0.1, 0, 0.4, 0, 0.2, 0], [-0.2, -0.1, 0.2, 0.05, -0.2, 0], [0.3, 0, -0.1, 0, -0.1, 0.05]])[:, None]
+    twists = torch.tensor(
+        [[0.1, 0, 0.4, 0, 0.2, 0], [-0.2, -0.1, 0.2, 0.05, -0.2, 0], [0.3, 0, -0.1, 0, -0.1, 0.05]]
+    )[:, None]
     origin = torch.eye(4, dtype=torch.float64).expand(3, 4, 4)
     drives = {"world": twist_paths(origin, twists)[:, 1:].unflatten(1, (1, -1))}
     return Episodes(drawn.seeds, drawn.scenes, twist_paths(drawn.path[:, 0], twists), drives)
@@ -110,7 +114,11 @@ def _chain(twists: np.ndarray) -> list[np.ndarray]:
 
 def test_factors_and_their_interval():
     world = np.array([1.0, 2.0, 3.0])
-    assert follow.ratio(2 * world, world) == {"factor": 2.0, "low": pytest.approx(2), "high": pytest.approx(2)}
+    assert follow.ratio(2 * world, world) == {
+        "factor": 2.0,
+        "low": pytest.approx(2),
+        "high": pytest.approx(2),
+    }
     assert follow.ratio(world, np.zeros(3))["factor"] is None
     spread = follow.ratio(np.array([9.0, 1.0, 2.0]), world)
     assert spread["low"] < spread["factor"] == 2.0 < spread["high"]
@@ -135,4 +143,7 @@ def test_the_command_measures_the_bundled_world(tmp_path, capsys):
         assert f"follow-{rooms}-errors.png" in page
         assert (tmp_path / "a" / f"follow-{rooms}-frames.png").stat().st_size > 1000
     assert "truth, by frames" in capsys.readouterr().out
-    assert cli.main(["evaluate", "follow", "--episodes", "1", "--seeds", "1", "--json", f"{tmp_path}/c.json"]) == 2
+    assert (
+        cli.main(["evaluate", "follow", "--episodes", "1", "--seeds", "1", "--json", f"{tmp_path}/c.json"])
+        == 2
+    )

@@ -1,4 +1,6 @@
-"""Revisits by worlds whose memory is known: one that knows the truth, one that forgets everything, one that never moves."""
+"""Revisits by worlds whose memory is known: one that knows the truth, one that forgets everything, one that
+never moves.
+"""
 
 import json
 
@@ -42,7 +44,10 @@ def test_who_knows_the_truth_remembers_and_who_never_moves_shows_the_first_view(
 
 def test_the_command_writes_an_equal_report_twice(tmp_path, capsys):
     for name in ("a", "b"):
-        assert cli.main(f"evaluate revisit --episodes 2 --away 2 --json {tmp_path}/{name}/revisit.json".split()) == 0
+        assert (
+            cli.main(f"evaluate revisit --episodes 2 --away 2 --json {tmp_path}/{name}/revisit.json".split())
+            == 0
+        )
     first, second = ((tmp_path / name / "revisit.json").read_bytes() for name in ("a", "b"))
     assert first == second
     for rooms in ("home", "held-out"):

@@ -23,7 +23,9 @@ def test_psnr_of_a_constant_difference(step):
 
 def test_psnr_is_averaged_over_frames_not_over_errors():
     a, b = torch.stack([grey(0), grey(0)]), torch.stack([grey(1), grey(100)])
-    assert metrics.psnr(a, b).mean().item() == pytest.approx(10 * math.log10(255**2 / 1) / 2 + 10 * math.log10(255**2 / 100**2) / 2)
+    assert metrics.psnr(a, b).mean().item() == pytest.approx(
+        10 * math.log10(255**2 / 1) / 2 + 10 * math.log10(255**2 / 100**2) / 2
+    )
 
 
 def test_psnr_of_equal_images_is_the_error_of_rounding():
@@ -58,8 +60,15 @@ def test_histograms_overlap_by_colours_not_by_places():
     half[:8] = 255
     half[..., 2] = 0  # two channels share half of their pixels with black, the third all
     assert metrics.histogram_overlap(half, grey(0)).item() == pytest.approx((0.5 + 0.5 + 1) / 3)
-    assert metrics.histogram_overlap(grey(15), grey(16)).item() == 0 == metrics.histogram_overlap(grey(0), grey(255)).item()
-    by_numpy = [np.minimum(*(np.histogram(frame[..., c], 16, (0, 256))[0] / 480 for frame in image.numpy())).sum() for c in range(3)]
+    assert (
+        metrics.histogram_overlap(grey(15), grey(16)).item()
+        == 0
+        == metrics.histogram_overlap(grey(0), grey(255)).item()
+    )
+    by_numpy = [
+        np.minimum(*(np.histogram(frame[..., c], 16, (0, 256))[0] / 480 for frame in image.numpy())).sum()
+        for c in range(3)
+    ]
     assert metrics.histogram_overlap(image[0], image[1]).item() == pytest.approx(np.mean(by_numpy))
 
 
@@ -70,7 +79,9 @@ def test_ssim_of_an_image_with_itself_is_one():
 
 def test_ssim_of_flat_images_is_the_luminance_term():
     c1 = (0.01 * 255) ** 2
-    assert metrics.ssim(grey(60), grey(180)).item() == pytest.approx((2 * 60 * 180 + c1) / (60**2 + 180**2 + c1))
+    assert metrics.ssim(grey(60), grey(180)).item() == pytest.approx(
+        (2 * 60 * 180 + c1) / (60**2 + 180**2 + c1)
+    )
 
 
 def test_ssim_of_a_negative_is_negative():
@@ -85,7 +96,11 @@ def test_ssim_agrees_with_an_independent_filter(window):
     x, y = a.double().numpy(), b.double().numpy()
 
     def blur(image: np.ndarray) -> np.ndarray:  # truncate=3.5 gives the 11 taps of the paper
-        blurred = gaussian_filter(image, (1.5, 1.5, 0), truncate=3.5) if window == "gaussian" else uniform_filter(image, (11, 11, 1))
+        blurred = (
+            gaussian_filter(image, (1.5, 1.5, 0), truncate=3.5)
+            if window == "gaussian"
+            else uniform_filter(image, (11, 11, 1))
+        )
         return blurred[5:-5, 5:-5]
 
     mx, my = blur(x), blur(y)
@@ -129,8 +144,11 @@ def test_a_view_sees_all_of_itself():
 
 def test_sideways_motion_past_a_wall_uncovers_a_known_strip():
     depth = torch.full((1, 1, 64, 64), 4.0)
-    # 1 m to the right at 4 m distance moves the image by 32 * 1 / 4 = 8 pixels: the 8 rightmost columns are new.
-    visible = metrics.visible_in_first(depth, shifted(x=1.0)[None, None], depth[:, 0], shifted()[None], INTRINSICS)
+    # 1 m to the right at 4 m distance moves the image by 32 * 1 / 4 = 8 pixels: the 8 rightmost columns are
+    # new.
+    visible = metrics.visible_in_first(
+        depth, shifted(x=1.0)[None, None], depth[:, 0], shifted()[None], INTRINSICS
+    )
     assert visible[..., :56].all() and not visible[..., 56:].any()
 
 
@@ -144,30 +162,44 @@ def test_what_stood_behind_a_box_is_not_visible():
 
 def test_walking_backwards_shows_what_was_outside_the_image():
     depth = torch.full((1, 1, 64, 64), 4.0)
-    visible = metrics.visible_in_first(depth, shifted(z=-4.0)[None, None], depth[:, 0], shifted()[None], INTRINSICS)
+    visible = metrics.visible_in_first(
+        depth, shifted(z=-4.0)[None, None], depth[:, 0], shifted()[None], INTRINSICS
+    )
     assert not visible.any()  # the wall would have to stand at the first camera's own place
 
     far = torch.full((1, 1, 64, 64), 8.0)
-    visible = metrics.visible_in_first(far, shifted(z=-4.0)[None, None], depth[:, 0], shifted()[None], INTRINSICS)
+    visible = metrics.visible_in_first(
+        far, shifted(z=-4.0)[None, None], depth[:, 0], shifted()[None], INTRINSICS
+    )
     assert visible[..., 16:48, 16:48].all() and visible.sum() == 32 * 32  # half the size in the middle
 
 
 def test_a_slanted_floor_stays_visible():
     v = torch.arange(64) + 0.5
-    floor = torch.where(v > 34, 1.5 * 32 / (v - 32).clamp(min=1), torch.tensor(30.0))[:, None].expand(64, 64)[None, None]
+    floor = torch.where(v > 34, 1.5 * 32 / (v - 32).clamp(min=1), torch.tensor(30.0))[:, None].expand(64, 64)[
+        None, None
+    ]
     c2w = shifted(x=0.3)[None, None]
     visible = metrics.visible_in_first(floor, c2w, floor[:, 0], shifted()[None], INTRINSICS)
     assert visible[0, 0, 36:, :40].all()
 
 
 def test_estimate_known_numbers():
-    result = metrics.estimate(np.array([1.0, 2.0, 3.0, math.nan]))
+    result = metrics.estimate_mean(np.array([1.0, 2.0, 3.0, math.nan]))
     assert (result.mean, result.episodes) == (2.0, 3)
     assert result.standard_error == pytest.approx(1 / math.sqrt(3))
-    assert result.high - result.mean == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)  # t of two degrees of freedom
+    assert result.high - result.mean == pytest.approx(
+        4.302653 / math.sqrt(3), rel=1e-6
+    )  # t of two degrees of freedom
     assert result.low + result.high == pytest.approx(4.0)
 
 
 def test_estimate_of_one_and_of_none():
-    assert metrics.estimate(np.array([5.0])).to_dict() == {"mean": 5.0, "standard_error": None, "low": None, "high": None, "episodes": 1}
-    assert metrics.estimate(np.array([math.nan])).mean is None
+    assert metrics.estimate_mean(np.array([5.0])).to_dict() == {
+        "mean": 5.0,
+        "standard_error": None,
+        "low": None,
+        "high": None,
+        "episodes": 1,
+    }
+    assert metrics.estimate_mean(np.array([math.nan])).mean is None

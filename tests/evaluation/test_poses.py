@@ -1,4 +1,6 @@
-"""Pose metrics on known answers, and ATE and RPE beside those of evo's command line where evo is installed."""
+"""Pose metrics on known answers, and ATE and RPE beside those of evo's command line where evo is
+installed.
+"""
 
 import json
 import re
@@ -19,7 +21,11 @@ def walk(frames: int = 40, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     path = [np.eye(4)]
     for _ in range(frames - 1):
-        path.append(compose(path[-1], twist_path(np.r_[rng.normal([0.02, 0, 0.1], 0.05), rng.normal(0, 0.05, 3)], 1)[0]))
+        path.append(
+            compose(
+                path[-1], twist_path(np.r_[rng.normal([0.02, 0, 0.1], 0.05), rng.normal(0, 0.05, 3)], 1)[0]
+            )
+        )
     return np.stack(path)
 
 
@@ -41,7 +47,9 @@ still = np.tile(np.eye(4), (20, 1, 1))
 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
-@pytest.mark.parametrize("path", [walk(), straight, still, still[:1]], ids=["winding", "straight", "still", "one frame"])
+@pytest.mark.parametrize(
+    "path", [walk(), straight, still, still[:1]], ids=["winding", "straight", "still", "one frame"]
+)
 def test_identical_paths_have_no_error(path, alignment):
     errors = pose_errors(path, path, alignment)
     for name in (*FIGURES, "rpe_trans_m", "rpe_rot_deg"):
@@ -85,7 +93,9 @@ def test_the_frame_of_the_world_does_not_matter(alignment):
 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
-@pytest.mark.parametrize(("estimated", "reference"), [(still, walk(20)), (walk(20), still), (straight, still), (still, straight)])
+@pytest.mark.parametrize(
+    ("estimated", "reference"), [(still, walk(20)), (walk(20), still), (straight, still), (still, straight)]
+)
 def test_a_still_camera_gives_numbers(estimated, reference, alignment):
     errors = pose_errors(estimated, reference, alignment)
     for name in FIGURES:
@@ -97,7 +107,9 @@ def test_a_still_camera_gives_numbers(estimated, reference, alignment):
 def test_sim3_takes_out_a_similarity_in_which_the_first_frame_is_wrong():
     path = walk()
     bad_start = path.copy()
-    bad_start[0] = bad_start[0] @ pose((0, 30, 0))  # relative to it all later frames are turned; Umeyama sees the centres only
+    bad_start[0] = bad_start[0] @ pose(
+        (0, 30, 0)
+    )  # relative to it all later frames are turned; Umeyama sees the centres only
     assert pose_errors(bad_start, path, "sim3").rot_err_deg[1:].max() < 1e-6
     assert pose_errors(bad_start, path, "none").rot_err_deg[1:] == pytest.approx(30)
 
@@ -109,7 +121,9 @@ def test_a_path_driven_backwards_is_not_excused_by_a_negative_scale():
 
 
 def test_rotation_product_against_its_formula_in_rows_of_world_to_camera():
-    """The released code works on PyTorch3D cameras: x_camera = x_world R + T. Written out here in those terms."""
+    """The released code works on PyTorch3D cameras: x_camera = x_world R + T. Written out here in those
+    terms.
+    """
     reference, estimated = walk(seed=1), walk(seed=2)
     r, rr = estimated[:, :3, :3], reference[:, :3, :3]
     t, tt = (np.linalg.inv(p)[:, :3, 3] for p in (estimated, reference))
@@ -122,8 +136,12 @@ def test_rotation_product_against_its_formula_in_rows_of_world_to_camera():
     centres = -(new_r @ new_t[..., None])[..., 0]
     errors = pose_errors(estimated, reference, "rotation_product")
     assert errors.scale == pytest.approx(s)
-    np.testing.assert_allclose(errors.trans_err_m, np.linalg.norm(centres - reference[:, :3, 3], axis=-1), atol=1e-9)
-    np.testing.assert_allclose(errors.rot_err_deg, np.degrees(Rotation.from_matrix(rr.swapaxes(1, 2) @ new_r).magnitude()), atol=1e-6)
+    np.testing.assert_allclose(
+        errors.trans_err_m, np.linalg.norm(centres - reference[:, :3, 3], axis=-1), atol=1e-9
+    )
+    np.testing.assert_allclose(
+        errors.rot_err_deg, np.degrees(Rotation.from_matrix(rr.swapaxes(1, 2) @ new_r).magnitude()), atol=1e-6
+    )
 
 
 def test_what_does_not_fit_is_refused():
@@ -160,7 +178,9 @@ def test_the_command_writes_equal_bytes_and_says_what_it_did(files, capsys):
 def test_every_takes_the_frames_that_a_slower_estimator_saw(tmp_path):
     np.save(tmp_path / "reference.npy", walk(41))
     np.save(tmp_path / "estimated.npy", walk(41)[::4])
-    command = f"{tmp_path}/estimated.npy {tmp_path}/reference.npy --every 4 --align none --json {tmp_path}/r.json"
+    command = (
+        f"{tmp_path}/estimated.npy {tmp_path}/reference.npy --every 4 --align none --json {tmp_path}/r.json"
+    )
     assert cli.main(["evaluate", "poses", *command.split()]) == 0
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["frame_indices"] == list(range(0, 41, 4)) and report["results"][0]["cam_mc"] < 1e-9
@@ -175,16 +195,32 @@ def test_a_file_without_poses_is_refused(tmp_path, capsys):
 EVO = shutil.which("evo_ape")
 
 
-@pytest.mark.skipif(EVO is None, reason="evo is not installed (GPL: a command to compare with, never imported)")
+@pytest.mark.skipif(
+    EVO is None, reason="evo is not installed (GPL: a command to compare with, never imported)"
+)
 @pytest.mark.slow
 def test_ate_and_rpe_agree_with_evo(files):
     """Three alignments of the trajectory error, both parts of the relative one, on the same files."""
-    assert cli.main(["evaluate", "poses", f"{files}/estimated.npy", f"{files}/reference.npz", "--tum", str(files / "tum")]) == 0
+    assert (
+        cli.main(
+            [
+                "evaluate",
+                "poses",
+                f"{files}/estimated.npy",
+                f"{files}/reference.npz",
+                "--tum",
+                str(files / "tum"),
+            ]
+        )
+        == 0
+    )
     estimated, reference = read_poses(files / "estimated.npy"), read_poses(files / "reference.npz")
     pair = [str(files / "tum" / "reference.txt"), str(files / "tum" / "estimated.txt")]
 
     def evo(tool: str, *flags: str) -> float:
-        done = subprocess.run([EVO.replace("evo_ape", tool), "tum", *pair, *flags], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [EVO.replace("evo_ape", tool), "tum", *pair, *flags], capture_output=True, text=True, check=True
+        )
         return float(re.search(r"rmse\s+([\d.]+)", done.stdout)[1])
 
     for alignment, flags in {"none": [], "se3": ["-a"], "sim3": ["-a", "-s"]}.items():
@@ -192,11 +228,15 @@ def test_ate_and_rpe_agree_with_evo(files):
         assert evo("evo_ape", *flags) == pytest.approx(ours.ate_m, abs=2e-6)
     ours = pose_errors(estimated, reference, "none")
     assert evo("evo_rpe", "-d", "1", "-u", "f") == pytest.approx(ours.summary()["rpe_trans_rmse_m"], abs=2e-6)
-    assert evo("evo_rpe", "-d", "1", "-u", "f", "-r", "angle_deg") == pytest.approx(ours.summary()["rpe_rot_rmse_deg"], abs=1e-4)
+    assert evo("evo_rpe", "-d", "1", "-u", "f", "-r", "angle_deg") == pytest.approx(
+        ours.summary()["rpe_rot_rmse_deg"], abs=1e-4
+    )
 
 
 def test_tum_files_hold_time_position_and_quaternion(tmp_path):
     path = np.stack([np.eye(4), pose((0, 90, 0), (1, 2, 3))])
     write_tum(tmp_path / "a.txt", path, np.array([0.0, 0.5]))
     rows = np.loadtxt(tmp_path / "a.txt")
-    np.testing.assert_allclose(rows, [[0, 0, 0, 0, 0, 0, 0, 1], [0.5, 1, 2, 3, 0, 0.5**0.5, 0, 0.5**0.5]], atol=1e-9)
+    np.testing.assert_allclose(
+        rows, [[0, 0, 0, 0, 0, 0, 0, 1], [0.5, 1, 2, 3, 0, 0.5**0.5, 0, 0.5**0.5]], atol=1e-9
+    )

@@ -14,9 +14,9 @@ def test_a_table_is_markdown_with_aligned_cells():
 
 
 def test_cells_say_mean_and_interval_or_that_there_is_none():
-    assert report.cell(metrics.estimate(np.array([1.0, 2.0, 3.0])), 1) == "2.0 ± 2.5"
-    assert report.cell(metrics.estimate(np.array([2.0]))) == "2.00"
-    assert report.cell(metrics.estimate(np.array([math.nan]))) == report.cell(None) == "-"
+    assert report.cell(metrics.estimate_mean(np.array([1.0, 2.0, 3.0])), 1) == "2.0 ± 2.5"
+    assert report.cell(metrics.estimate_mean(np.array([2.0]))) == "2.00"
+    assert report.cell(metrics.estimate_mean(np.array([math.nan]))) == report.cell(None) == "-"
 
 
 def test_a_page_names_command_versions_and_pictures_that_exist(tmp_path, monkeypatch):

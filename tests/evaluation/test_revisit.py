@@ -20,7 +20,9 @@ from sana_wm_env.evaluation.revisit import (
 def along(z_m: np.ndarray, yaw_deg: np.ndarray | float = 0.0) -> np.ndarray:
     path = np.tile(np.eye(4), (len(z_m), 1, 1))
     path[:, 2, 3] = z_m
-    path[:, :3, :3] = Rotation.from_rotvec(np.radians(np.broadcast_to(yaw_deg, len(z_m)))[:, None] * [0, 1, 0]).as_matrix()
+    path[:, :3, :3] = Rotation.from_rotvec(
+        np.radians(np.broadcast_to(yaw_deg, len(z_m)))[:, None] * [0, 1, 0]
+    ).as_matrix()
     return path
 
 

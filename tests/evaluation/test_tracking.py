@@ -18,7 +18,9 @@ INTRINSICS = torch.tensor(default_intrinsics(SIZE)).expand(3, 4)
 
 @pytest.fixture(scope="module")
 def drive() -> tuple[Episodes, torch.Tensor, np.ndarray]:
-    """Three held-out rooms, two chunks: plan, true frames (3, 7, 64, 64, 3), true paths relative to the first frame."""
+    """Three held-out rooms, two chunks: plan, true frames (3, 7, 64, 64, 3), true paths relative to the first
+    frame.
+    """
     plan = draw_episodes(count=3, chunks=2, seed=40)
     frames = render(plan.scenes, plan.path[:, ::GAP], INTRINSICS, SIZE).rgb
     return plan, frames, np.stack([relative_to_first(path) for path in plan.path[:, ::GAP].numpy()])
@@ -66,7 +68,9 @@ def test_each_video_is_read_by_itself(drive):
     plan, frames, _ = drive
     together = track(frames[:, :3], plan.scenes, plan.path[:, 0], INTRINSICS)
     alone = track(frames[1:2, :3], plan.scenes[1:2], plan.path[1:2, 0], INTRINSICS[1:2])
-    np.testing.assert_allclose(together[1:2], alone, atol=2e-3)  # the neighbours decide how often all are refined
+    np.testing.assert_allclose(
+        together[1:2], alone, atol=2e-3
+    )  # the neighbours decide how often all are refined
 
 
 def test_frames_that_cannot_be_read_are_refused(drive):

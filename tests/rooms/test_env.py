@@ -30,7 +30,9 @@ def test_a_wall_stops_the_translation_and_not_the_rotation(seed):
     hit = int(free.argmin())
     assert not free.all() and positions_clear(room, stopped).all()
     np.testing.assert_array_equal(stopped[:hit], wish[:hit])
-    np.testing.assert_array_equal(stopped[hit:, :3, 3], np.broadcast_to((wish[hit - 1] if hit else np.eye(4))[:3, 3], (24 - hit, 3)))
+    np.testing.assert_array_equal(
+        stopped[hit:, :3, 3], np.broadcast_to((wish[hit - 1] if hit else np.eye(4))[:3, 3], (24 - hit, 3))
+    )
     np.testing.assert_array_equal(stopped[:, :3, :3], wish[:, :3, :3])
 
 

@@ -18,7 +18,8 @@ def test_paths_keep_clear_of_everything_solid():
     scenes, starts, twists = sample(6)
     c2w = paths.twist_paths(starts, twists)
     assert c2w.shape == (48, 145, 4, 4)
-    # A chunk is tested at six of its frames while it is planned, so a corner may be cut by a hair between them.
+    # A chunk is tested at six of its frames while it is planned, so a corner may be cut by a hair between
+    # them.
     assert paths.clear(scenes, c2w[..., :3, 3], 0.9 * paths.CLEARANCE_M).all()
 
 
@@ -41,7 +42,7 @@ def test_path_of_a_twist_is_its_exponential():
 
 
 def test_walking_stays_level_and_the_horizon_too():
-    """Forward of a tilted camera is horizontal, and nothing but a free stretch may roll the camera."""
+    """Forward of a tilted camera is horizontal, and nothing but a free motion may roll the camera."""
     pose = torch.eye(4, dtype=torch.float64)[None].clone()
     pose[0, :3, :3] = torch.from_numpy(paths._yaw_pitch(0.7, 0.3))
     wish = torch.tensor([[[0.5, 0.0, 0.0, 0.2, 0.0, 0.0, 0.0]]], dtype=torch.float64)

@@ -1,4 +1,6 @@
-"""The truth has to be true: depths against hand-computed ones, views against each other, seeds against themselves."""
+"""The truth has to be true: depths against hand-computed ones, views against each other, seeds against
+themselves.
+"""
 
 import multiprocessing
 import os
@@ -37,7 +39,8 @@ def test_depth_of_an_empty_room_is_the_distance_to_its_planes():
     scenes = empty_room(sample_scenes([3]))
     depth = render(scenes, camera_at(0, -1.5, 1.0), (16.0, 16.0, 16.0, 16.0), SIZE).depth_m[0, 0]
     assert depth[16, 16] == pytest.approx(2.0, abs=1e-5)  # the wall ahead stands 2 m from the camera
-    # The lowest row looks 31.5 / 16 below the axis at its middle: the floor, 1.5 m below, is met at 1.5 * 16 / 15.75.
+    # The lowest row looks 31.5 / 16 below the axis at its middle: the floor, 1.5 m below, is met at 1.5 * 16
+    # / 15.75.
     assert depth[31, 16] == pytest.approx(1.5 * 16 / 15.75, rel=0.02)
 
 
@@ -69,9 +72,12 @@ def test_two_views_of_a_room_agree():
     views = render(scenes, c2w, (fx, fy, cx, cy), (64, 64))
     y, x = torch.meshgrid(torch.arange(64) + 0.5, torch.arange(64) + 0.5, indexing="ij")
     ray = torch.stack([(x - cx) / fx, (y - cy) / fy, torch.ones_like(x)], -1).double()
-    world = (views.depth_m[:, 0, :, :, None] * ray) @ c2w[:, None, 0, :3, :3].mT + c2w[:, None, None, 0, :3, 3]
+    world = (views.depth_m[:, 0, :, :, None] * ray) @ c2w[:, None, 0, :3, :3].mT + c2w[
+        :, None, None, 0, :3, 3
+    ]
     there = (world - c2w[:, None, None, 1, :3, 3]) @ c2w[:, None, 1, :3, :3]
-    u, v = (fx * there[..., 0] / there[..., 2] + cx).floor().long(), (fy * there[..., 1] / there[..., 2] + cy).floor().long()
+    u = (fx * there[..., 0] / there[..., 2] + cx).floor().long()
+    v = (fy * there[..., 1] / there[..., 2] + cy).floor().long()
     seen = (u >= 0) & (u < 64) & (v >= 0) & (v < 64) & (there[..., 2] > 0.1)
     batch = torch.arange(8)[:, None, None].expand_as(u)
     met = views.depth_m[batch[seen], 1, v[seen], u[seen]].double()
@@ -93,7 +99,9 @@ def test_antialiasing_approaches_the_finely_sampled_picture():
 
 def test_a_room_depends_on_its_seed_alone():
     alone, among = sample_scenes([41]), sample_scenes([7, 41, HELD_OUT + 5])
-    assert torch.equal(alone.materials[0], among.materials[1]) and torch.equal(alone.solids[0], among.solids[1])
+    assert torch.equal(alone.materials[0], among.materials[1]) and torch.equal(
+        alone.solids[0], among.solids[1]
+    )
     assert alone.captions[0] == among.captions[1] and among.captions[0] != among.captions[1]
     pose = paths.sample_starts(alone, [41])
     first, second = (render(alone, pose[:, None], default_intrinsics(SIZE), SIZE).rgb for _ in range(2))
@@ -106,7 +114,9 @@ def test_captions_name_what_is_there():
     for word in ("brick", "striped", "checkered", "pillar", "box", "floor"):
         assert word in text
     solids = (scenes.solids[:, :, 0, 0] < 100).sum(1)
-    assert all(caption.count(",") == count for caption, count in zip(scenes.captions, solids.tolist(), strict=True))
+    assert all(
+        caption.count(",") == count for caption, count in zip(scenes.captions, solids.tolist(), strict=True)
+    )
 
 
 def test_rooms_have_the_sizes_they_should():
@@ -128,11 +138,17 @@ def walks(seeds: list[int], frames: int = 4) -> tuple[Scenes, torch.Tensor]:
     """Rooms and a few poses of a walk through each."""
     scenes = sample_scenes(seeds)
     starts = paths.sample_starts(scenes, seeds)
-    return scenes, paths.twist_paths(starts, paths.sample_twists(scenes, starts, seeds, 2))[:, :: 48 // (frames - 1)]
+    return scenes, paths.twist_paths(starts, paths.sample_twists(scenes, starts, seeds, 2))[
+        :, :: 48 // (frames - 1)
+    ]
 
 
-def check_equal(scenes: Scenes, c2w: torch.Tensor, lens: torch.Tensor | tuple[float, ...], size: tuple[int, int]):
-    """Within one grey level and a millimetre, but for one pixel in a thousand at most: on edges, rounding decides what a ray meets."""
+def check_equal(
+    scenes: Scenes, c2w: torch.Tensor, lens: torch.Tensor | tuple[float, ...], size: tuple[int, int]
+):
+    """Within one grey level and a millimetre, but for one pixel in a thousand at most: on edges, rounding
+    decides what a ray meets.
+    """
     native, reference = render(scenes, c2w, lens, size), render_reference(scenes, c2w, lens, size)
     assert native.rgb.shape == reference.rgb.shape and native.rgb.dtype == torch.uint8
     assert native.depth_m.shape == reference.depth_m.shape and native.depth_m.dtype == torch.float32
@@ -148,7 +164,9 @@ def test_the_compiled_renderer_equals_plain_torch(size, seed):
     """Twelve rooms at once, each with its own focal length, off-centre, walked through."""
     scenes, c2w = walks(list(range(seed, seed + 12)))
     focal = torch.linspace(0.3, 2.0, 12) * size[1]
-    lens = torch.stack([focal, 1.1 * focal, torch.full_like(focal, size[1] / 2), torch.full_like(focal, size[0] / 3)], 1)
+    lens = torch.stack(
+        [focal, 1.1 * focal, torch.full_like(focal, size[1] / 2), torch.full_like(focal, size[0] / 3)], 1
+    )
     check_equal(scenes, c2w, lens, size)
 
 
@@ -156,8 +174,19 @@ def test_the_compiled_renderer_equals_plain_torch(size, seed):
 @pytest.mark.parametrize("attitude", ["along the axes", "any"])
 def test_the_compiled_renderer_equals_plain_torch_however_the_camera_is_held(attitude):
     scenes, c2w = walks(list(range(16)))
-    turns = np.array([[90 * yaw, pitch, roll] for yaw in range(4) for pitch in (-90, 0, 90, 0) for roll in (0, 90, 180, 270)])
-    rotation = Rotation.random(64, random_state=0) if attitude == "any" else Rotation.from_euler("yxz", turns, degrees=True)
+    turns = np.array(
+        [
+            [90 * yaw, pitch, roll]
+            for yaw in range(4)
+            for pitch in (-90, 0, 90, 0)
+            for roll in (0, 90, 180, 270)
+        ]
+    )
+    rotation = (
+        Rotation.random(64, random_state=0)
+        if attitude == "any"
+        else Rotation.from_euler("yxz", turns, degrees=True)
+    )
     c2w[..., :3, :3] = torch.from_numpy(rotation.as_matrix()).view(16, 4, 3, 3)
     check_equal(scenes, c2w, (40.0, 40.0, 32.25, 23.75), (48, 64))  # some samples lie on the optical axis
 
@@ -170,14 +199,18 @@ def test_the_compiled_renderer_sees_into_alcoves_as_plain_torch_does():
     before = inside * torch.tensor([0.5, 1, 1])
     c2w = torch.eye(4, dtype=torch.float64).repeat(len(scenes), 4, 1, 1)
     c2w[:, :, :3, 3] = torch.stack([before, before, inside, inside], 1)
-    c2w[:, :, :3, :3] = torch.from_numpy(Rotation.from_euler("yx", [[80, 0], [-80, 0]] * 2, degrees=True).as_matrix())
+    c2w[:, :, :3, :3] = torch.from_numpy(
+        Rotation.from_euler("yx", [[80, 0], [-80, 0]] * 2, degrees=True).as_matrix()
+    )
     check_equal(scenes, c2w, default_intrinsics(SIZE), SIZE)
 
 
 @pytest.mark.parametrize("batch, frames", [(0, 3), (2, 0), (0, 0)])
 def test_nothing_is_rendered_where_nothing_is_asked_for(batch, frames):
     for function in (render, render_reference):
-        views = function(sample_scenes([0, 1])[:batch], torch.zeros(batch, frames, 4, 4), default_intrinsics(SIZE), SIZE)
+        views = function(
+            sample_scenes([0, 1])[:batch], torch.zeros(batch, frames, 4, 4), default_intrinsics(SIZE), SIZE
+        )
         assert views.rgb.shape == (batch, frames, *SIZE, 3) and views.depth_m.shape == (batch, frames, *SIZE)
 
 
@@ -193,14 +226,24 @@ def test_a_frame_depends_on_neither_its_neighbours_nor_the_threads(monkeypatch):
     size = (33, 40)
     scenes, c2w = walks(list(range(5)))
     first = render(scenes, c2w, default_intrinsics(size), size)
-    assert all(torch.equal(*pair) for pair in zip(first, render(scenes, c2w, default_intrinsics(size), size), strict=True))
+    assert all(
+        torch.equal(*pair)
+        for pair in zip(first, render(scenes, c2w, default_intrinsics(size), size), strict=True)
+    )
     if render_native.available():
         for index in range(5):
-            alone = render(scenes[index : index + 1], c2w[index : index + 1, 1:3], default_intrinsics(size), size)
-            assert torch.equal(alone.rgb[0], first.rgb[index, 1:3]) and torch.equal(alone.depth_m[0], first.depth_m[index, 1:3])
+            alone = render(
+                scenes[index : index + 1], c2w[index : index + 1, 1:3], default_intrinsics(size), size
+            )
+            assert torch.equal(alone.rgb[0], first.rgb[index, 1:3]) and torch.equal(
+                alone.depth_m[0], first.depth_m[index, 1:3]
+            )
     monkeypatch.setattr(render_native, "PIXELS_PER_THREAD", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert all(torch.equal(*pair) for pair in zip(first, render(scenes, c2w, default_intrinsics(size), size), strict=True))
+    assert all(
+        torch.equal(*pair)
+        for pair in zip(first, render(scenes, c2w, default_intrinsics(size), size), strict=True)
+    )
 
 
 @compiled
@@ -213,7 +256,10 @@ def test_a_forked_process_renders_too(monkeypatch):
     here = render(scenes, c2w, default_intrinsics(SIZE), SIZE).rgb.numpy()
     context = multiprocessing.get_context("fork")
     answers = context.SimpleQueue()
-    process = context.Process(target=lambda: answers.put(render(scenes, c2w, default_intrinsics(SIZE), SIZE).rgb.numpy()), daemon=True)
+    process = context.Process(
+        target=lambda: answers.put(render(scenes, c2w, default_intrinsics(SIZE), SIZE).rgb.numpy()),
+        daemon=True,
+    )
     process.start()
     process.join(60)
     if process.is_alive():
@@ -230,7 +276,10 @@ from sana_wm_env.rooms import default_intrinsics, paths, render_native
 from sana_wm_env.rooms.render import render, render_reference
 from sana_wm_env.rooms.scene import sample_scenes
 scenes = sample_scenes([0])
-views = [f(scenes, paths.sample_starts(scenes, [0])[:, None], default_intrinsics((32, 32)), (32, 32)) for f in (render, render_reference)]
+start, intrinsics = paths.sample_starts(scenes, [0])[:, None], default_intrinsics((32, 32))
+views = [f(scenes, start, intrinsics, (32, 32)) for f in (render, render_reference)]
 assert not render_native.available() and all(torch.equal(*pair) for pair in zip(*views))
 """
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"SANA_WM_NATIVE": "0"}, timeout=120)
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env=os.environ | {"SANA_WM_NATIVE": "0"}, timeout=120
+    )

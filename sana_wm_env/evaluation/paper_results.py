@@ -1,7 +1,9 @@
-"""What others reached on the published one-minute benchmark (SANA-WM, arXiv 2605.15178, tables 2, 5, 8 and 9), to stand beside ours.
+"""What others reached on the published one-minute benchmark (SANA-WM, arXiv 2605.15178, tables 2, 5, 8 and
+9), to stand beside ours.
 
-RotErr in degrees, TransErr and CamMC after the authors' alignment, revisit PSNR in dB, SSIM and LPIPS, videos per hour on eight H100.
-None of these rows is of a distilled, streaming or quantised model: none has been published.
+RotErr in degrees, TransErr and CamMC after the authors' alignment, revisit PSNR in dB, SSIM and LPIPS, videos
+per hour on eight H100. None of these rows is of a distilled, streaming or quantised model: none has been
+published.
 """
 
 from typing import NamedTuple

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..recorder import enlarge
+from .video import enlarge
 
 MARGIN_PX, LABEL_PX = 4, 16
 BACKGROUND, INK = (24, 24, 24), (235, 235, 235)
@@ -18,7 +18,10 @@ def _write(draw: ImageDraw.ImageDraw, x: int, y: int, text: str) -> None:
 
 
 def contact_sheet(
-    rows: Sequence[Sequence[np.ndarray]], row_labels: Sequence[str], column_labels: Sequence[str], tile_height: int = 96
+    rows: Sequence[Sequence[np.ndarray]],
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+    tile_height: int = 96,
 ) -> Image.Image:
     """A table of pictures with a label above each column and left of each row.
 
@@ -31,13 +34,18 @@ def contact_sheet(
     wrong = [len(row) for row in rows if len(row) != len(column_labels)]
     if not rows or wrong or len(row_labels) != len(rows):
         raise ValueError(
-            f"got {len(rows)} rows with {sorted({len(r) for r in rows})} pictures, {len(row_labels)} row labels and "
+            f"got {len(rows)} rows with {sorted({len(r) for r in rows})} pictures, "
+            f"{len(row_labels)} row labels and "
             f"{len(column_labels)} column labels; wanted at least one row, one label per row and per column"
         )
     rows = [[enlarge(picture, tile_height) for picture in row] for row in rows]
     height, width = rows[0][0].shape[:2]
     left = int(max(ImageFont.load_default(size=11).getlength(label) for label in row_labels)) + 2 * MARGIN_PX
-    sheet = Image.new("RGB", (left + len(column_labels) * (width + MARGIN_PX), LABEL_PX + len(rows) * (height + MARGIN_PX)), BACKGROUND)
+    sheet = Image.new(
+        "RGB",
+        (left + len(column_labels) * (width + MARGIN_PX), LABEL_PX + len(rows) * (height + MARGIN_PX)),
+        BACKGROUND,
+    )
     draw = ImageDraw.Draw(sheet)
     for column, label in enumerate(column_labels):
         _write(draw, left + column * (width + MARGIN_PX), 0, label)
@@ -63,7 +71,8 @@ def side_by_side(videos: Sequence[np.ndarray], labels: Sequence[str], min_height
     videos = [enlarge(video, min_height) for video in videos]
     if len({video.shape[:2] for video in videos}) != 1 or len(labels) != len(videos):
         raise ValueError(
-            f"got videos of shape {', '.join(str(video.shape) for video in videos)} and {len(labels)} labels; "
+            f"got videos of shape {', '.join(str(video.shape) for video in videos)} and "
+            f"{len(labels)} labels; "
             "wanted videos of as many frames and one height, and a label for each"
         )
     frames, height = videos[0].shape[:2]
