@@ -53,6 +53,7 @@ const TOLD = {
     leave(epoch, chunk);
     futures.close();
     strip.at(present);
+    state.pose = strip.line().at(-1)?.pose;
     ways();
     if (asked !== present) toast("That moment was thinned out; this is the last one before it");
   },
@@ -112,6 +113,7 @@ function welcome(message) {
   if (message.goal) $("goal").src = message.goal;
   plan.reset(message.map);
   strip.reset(message.moments, message.present);
+  state.pose = strip.line().at(-1)?.pose;
   ways();
   setAgent(message.agent);
   setRecording({ on: message.recording });
@@ -141,6 +143,7 @@ function leave(epoch, chunk) {
   screen.reset(epoch, chunk);
   state.chunks.clear();
   state.presses.length = 0;
+  state.receipt = null;
 }
 
 function lost() {
