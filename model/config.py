@@ -198,7 +198,7 @@ PRESETS: dict[str, TransformerConfig] = {
     # 64 x 64 images on an 8 x 8 grid: as wide as a two-core machine can train in hours and step in well under
     # half a second.
     "rooms": TransformerConfig(
-        depth=8,
+        depth=12,
         width=192,
         heads=4,
         in_channels=48,

@@ -157,6 +157,10 @@ COMMANDS: dict[str, Command | Group] = {
             "autoencoder": Command("Stage 1: the causal video autoencoder.", "train.autoencoder:run"),
             "bidirectional": Command("Stage 2: the transformer on whole clips.", "train.bidirectional:run"),
             "causal": Command("Stage 3: the transformer chunk by chunk.", "train.causal:run"),
+            "teacher-forcing": Command(
+                "Stage 3 on long clips: each chunk on top of the carried state.",
+                "train.teacher_forcing:run",
+            ),
             "ode": Command("Stage 4: few steps, by regression on a teacher's trajectories.", "train.ode:run"),
             "self-forcing": Command(
                 "Stage 5: few-step streaming, by distribution matching.", "train.self_forcing:run"

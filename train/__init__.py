@@ -9,6 +9,8 @@ allocator                    memory of a training process
 autoencoder                  stage 1
 flow                         base of the stages of the transformer; then, each a few lines:
 bidirectional, causal        stages 2 and 3
+teacher_forcing              stage 3 as sessions go, on long clips
+growth                       a deeper network that begins as the one it grew from
 streaming, ode,              base of the streaming stages; stages 4 and 5 as published,
 self_forcing, distill        and both in short, on the truth
 refiner, lora                the second stage, in three phases; low-rank adapters

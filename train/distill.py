@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sana_wm_env.model.contexts import CameraContext, TextContext
 from sana_wm_env.model.network.execution import chunk_spans
-from sana_wm_env.model.sampler import frame_timesteps, sample_chunk, timestep_of, with_image
+from sana_wm_env.model.sampler import frame_timesteps, sample_chunk, with_image
 from sana_wm_env.model.state import BlockState, DeltaState, TransformerState, WindowEntry, WindowState
 from sana_wm_env.model.tree import Mappable, map_tensors, tensors_of
 
@@ -27,7 +27,7 @@ from .data.latents import Sessions
 from .export import export_stage
 from .loop import LoopConfig, train
 from .processes import rank, start_processes
-from .streaming import StreamingConfig, StreamingStage
+from .streaming import StreamingConfig, StreamingStage, noise_like
 
 LOST = 5.0
 """Squared error of latents beyond which a session is given up. They have unit variance, so two unrelated
@@ -166,29 +166,6 @@ class DistillStage(StreamingStage):
                 x = with_image(x - step * velocity, image)
         return x
 
-    def recover(
-        self,
-        truth: Tensor,
-        text: TextContext,
-        cameras: CameraContext,
-        state: TransformerState | None,
-        image: Tensor | None,
-        generator: torch.Generator,
-    ) -> Tensor:
-        """The clean latents that the network sees in the truth under noise, every sample at one of the
-        sampler's levels.
-        """
-        levels = torch.tensor(self.config.sigmas[:-1], device=truth.device)
-        sigma = levels[torch.randint(len(levels), (len(truth),), generator=generator, device=truth.device)]
-        noisy = with_image(
-            torch.lerp(truth, noise_like(truth, generator), sigma[:, None, None, None, None]), image
-        )
-        timestep = timestep_of(sigma)[:, None].repeat(1, truth.shape[2])
-        if image is not None:
-            timestep[:, :1] = 0
-        velocity = self.network.stream(noisy, timestep, text, cameras, state)
-        return noisy - sigma[:, None, None, None, None] * velocity
-
     @torch.no_grad()
     def imagine(
         self,
@@ -223,10 +200,6 @@ class DistillStage(StreamingStage):
             sound &= value.reshape(len(value), -1).isfinite().all(1)
         rows = (lasts & sound).nonzero()[:, 0]
         return ongoing.map(lambda value: value[rows])
-
-
-def noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(x.shape, generator=generator, device=x.device)
 
 
 def run(config: DistillConfig) -> None:

@@ -27,6 +27,7 @@ from sana_wm_env.model.world import WorldModel
 from .autoencoder import load_trained
 from .data.latents import LatentClips, Window, encoded_rooms
 from .data.source import OwnData, read_own
+from .growth import deepen
 from .levels import LEVELS, logit_normal, sigma_of
 from .loop import LoopConfig, load_average
 from .parallel import RankSegment, context_group
@@ -46,7 +47,8 @@ class FlowConfig:
             clips say, a place of its own.
         loop: steps, batch, rates, see LoopConfig.
         init_from: stage whose averaged weights this one begins with, or a world, by bundled name or by
-            folder, or a safetensors file of a transformer's weights ("": from scratch).
+            folder, or a safetensors file of a transformer's weights ("": from scratch). Fewer blocks than the
+            preset's are enough.
         runs: folder of all runs; rooms are rendered into runs/data and encoded by the autoencoder of
             runs/WORLD/autoencoder.
         own: what to train on in place of rooms, see OwnData.
@@ -125,9 +127,9 @@ class FlowStage(Stage):
 
     def begin_with(self, weights: dict[str, Tensor]) -> None:
         """Loads all weights. A block that goes from the delta rule to softmax drops its short
-        convolutions.
+        convolutions, and a network that is deeper than the weights begins as they are, see growth.py.
         """
-        wanted = self.network.state_dict()
+        weights, wanted = deepen(weights, self.network.config), self.network.state_dict()
         unused = {name: value for name, value in wanted.items() if is_unused(name)}  # which files may lack
         left = [name for name in weights if ".attn.conv_k" in name and name not in wanted]
         self.network.load_state_dict(

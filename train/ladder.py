@@ -36,7 +36,7 @@ from .milestones import CHUNKS, Measurement, measure_in_rooms, measure_on_clips,
 from .processes import PARENT
 from .recipe import FOLDER, Rung, read_recipe
 
-PACKS = ("distill", "self-forcing")
+PACKS = ("teacher-forcing", "distill", "self-forcing")
 """Stages that would write a world folder themselves."""
 APART = ("autoencoder", "refiner")
 """Stages that do not train the transformer."""

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-STAGES = ("autoencoder", "bidirectional", "causal", "ode", "self-forcing", "distill", "refiner")
+STAGES = (
+    "autoencoder", "bidirectional", "causal", "teacher-forcing", "ode", "self-forcing", "distill", "refiner"
+)  # fmt: skip
 FIELDS = ("stage", "name", "share", "arguments")
 FOLDER = Path(__file__).parent / "recipes"
 

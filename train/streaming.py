@@ -2,14 +2,17 @@
 past.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sana_wm_env.model.contexts import CameraContext, TextContext
 from sana_wm_env.model.network.execution import chunk_spans
 from sana_wm_env.model.network.transformer import Transformer
-from sana_wm_env.model.sampler import STREAMING_SIGMAS, sample_chunk
+from sana_wm_env.model.sampler import STREAMING_SIGMAS, sample_chunk, timestep_of, with_image
+from sana_wm_env.model.state import TransformerState
 
 from .data.latents import Window
 from .flow import FlowConfig, FlowStage
@@ -52,5 +55,37 @@ class StreamingStage(FlowStage):
         """Draws the call whose prediction ends the sampling of this step's chunks: one for all chunks, as
         every chunk's state comes from it, and one for all processes.
         """
-        shared = torch.Generator().manual_seed(generator.initial_seed() // 4096)
-        return int(torch.randint(len(self.config.sigmas) - 1, (), generator=shared))
+        return int(torch.randint(len(self.config.sigmas) - 1, (), generator=shared(generator)))
+
+    def recover(
+        self,
+        truth: Tensor,
+        text: TextContext,
+        cameras: CameraContext,
+        state: TransformerState | None,
+        image: Tensor | None,
+        generator: torch.Generator,
+        levels: Sequence[float] = (),
+    ) -> Tensor:
+        """The clean latents that the network sees in the truth under noise, every sample at one of the levels
+        (those of the sampler if none are given).
+        """
+        choice = torch.tensor(levels or self.config.sigmas[:-1], device=truth.device)
+        sigma = choice[torch.randint(len(choice), (len(truth),), generator=generator, device=truth.device)]
+        noisy = with_image(
+            torch.lerp(truth, noise_like(truth, generator), sigma[:, None, None, None, None]), image
+        )
+        timestep = timestep_of(sigma)[:, None].repeat(1, truth.shape[2])
+        if image is not None:
+            timestep[:, :1] = 0
+        velocity = self.network.stream(noisy, timestep, text, cameras, state)
+        return noisy - sigma[:, None, None, None, None] * velocity
+
+
+def shared(generator: torch.Generator) -> torch.Generator:
+    """The generator of what all processes draw alike in a step."""
+    return torch.Generator().manual_seed(generator.initial_seed() // 4096)
+
+
+def noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(x.shape, generator=generator, device=x.device)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sana_wm_env.model.codecs.autoencoder import AutoencoderConfig
 from sana_wm_env.model.config import PRESETS, TransformerConfig
-from sana_wm_env.train import autoencoder, bidirectional, causal, distill, ode, self_forcing
+from sana_wm_env.train import autoencoder, bidirectional, causal, distill, ode, self_forcing, teacher_forcing
 from sana_wm_env.train.data import rooms as data
 from sana_wm_env.train.loop import LoopConfig
 from sana_wm_env.train.optim import OptimConfig
@@ -34,6 +34,10 @@ def configure(stage: str, runs: Path, loop: LoopConfig):
             return bidirectional.run, bidirectional.BidirectionalConfig(**common)
         case "causal":
             return causal.run, causal.CausalConfig(**common)
+        case "teacher-forcing":
+            return teacher_forcing.run, teacher_forcing.TeacherForcingConfig(
+                **common, sessions=1, frames=7, short_frames=4
+            )
         case "ode":
             return ode.run, ode.OdeConfig(**common, trajectories=16, teacher_steps=4)
         case "self-forcing":

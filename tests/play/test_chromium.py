@@ -92,7 +92,7 @@ def walk(page, key, chunks=1):
 
 
 def stand(page):
-    """Waits until nothing is held, and the last chunk that was begun before the server knew has been shown."""
+    """Waits until nothing is held, and the last chunk that was begun till then has been shown."""
     still = "!play.screen.current && play.screen.depth === 0"
     until(page, f"!play.keys.down.size && {still} && play.state.receipt?.seq === play.keys.seq")
     until(page, "play.screen.showing >= play.state.receipt.chunk - (play.state.receipt.take ? 0 : 1)")

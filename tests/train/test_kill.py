@@ -21,7 +21,7 @@ BEFORE = {
     "causal": ["bidirectional"],
     "ode": ["bidirectional", "causal"],
 }
-BEFORE |= {"self-forcing": ["bidirectional", "ode"], "distill": ["causal"]}
+BEFORE |= {"self-forcing": ["bidirectional", "ode"], "distill": ["causal"], "teacher-forcing": ["causal"]}
 
 
 @pytest.fixture(scope="module")

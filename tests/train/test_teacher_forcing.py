@@ -1,0 +1,170 @@
+"""Teacher forcing: each chunk is learned on the state that a session would carry there; and the network that
+grows.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from small_ladder import CODER, KINDS, TINY
+
+from sana_wm_env.model.config import PRESETS
+from sana_wm_env.model.network.transformer import Transformer
+from sana_wm_env.model.tree import tensors_of
+from sana_wm_env.train import autoencoder, bidirectional, teacher_forcing
+from sana_wm_env.train.data import rooms as data
+from sana_wm_env.train.data.latents import Window
+from sana_wm_env.train.growth import deepen
+from sana_wm_env.train.loop import LoopConfig
+
+LOOP = LoopConfig(steps=2, batch=2, preview=0, precision="fp32")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "KINDS", KINDS)
+        patch.setitem(PRESETS, "tiny", TINY)
+        yield
+
+
+@pytest.fixture(scope="module")
+def config(small, tmp_path_factory) -> teacher_forcing.TeacherForcingConfig:
+    runs = tmp_path_factory.mktemp("runs")
+    common = {"world": "tiny", "runs": runs, "shards": 1, "loop": LOOP}
+    autoencoder.run(autoencoder.AutoencoderStageConfig(**common, model=CODER))
+    bidirectional.run(bidirectional.BidirectionalConfig(**common))
+    return teacher_forcing.TeacherForcingConfig(
+        **common, sessions=1, frames=13, short_frames=7, init_from="bidirectional"
+    )
+
+
+@pytest.fixture(scope="module")
+def stage(config) -> teacher_forcing.TeacherForcingStage:
+    stage = teacher_forcing.TeacherForcingStage(config)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():  # blocks that pass nothing on would hide every leak
+        for parameter in stage.network.parameters():
+            parameter += 0.03 * torch.randn(parameter.shape, generator=generator)
+    return stage
+
+
+def window_of(stage: teacher_forcing.TeacherForcingStage) -> Window:
+    sessions = stage.clips.draw(2, 13, torch.Generator().manual_seed(1), text_drop=0.0)
+    return stage.clips.window(sessions, 13)
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(2)
+
+
+@torch.no_grad()
+def test_a_chunk_is_recovered_as_a_session_would_recover_it(stage):
+    """Four chunks together against `stream` on states that are carried one by one, on the same noise."""
+    window = window_of(stage)
+    chunks, text = stage.chunks(window), stage.network.text_context(window.text, window.text_mask)
+    truths = [truth for truth, _ in chunks]
+    together = stage.recover_all(chunks, text, stage.states(truths, chunks, text), generator(), (1.0,))
+    noise, state = generator(), None
+    for index, (truth, cameras) in enumerate(chunks):
+        if index < 3:  # the third and the fourth draw as one batch
+            torch.randint(1, (2 if index < 2 else 4,), generator=noise)
+            drawn = torch.randn(*(truth if index < 2 else truth.repeat(2, 1, 1, 1, 1)).shape, generator=noise)
+        x = drawn if index < 2 else drawn[2 * (index - 2) : 2 * (index - 1)]
+        timestep = torch.full((2, x.shape[2]), 1000.0)
+        if index == 0:
+            x, timestep[:, 0] = torch.cat([truth[:, :, :1], x[:, :, 1:]], 2), 0
+        given = 1 if index == 0 else 0
+        alone = x - stage.network.stream(x, timestep, text, cameras, state)
+        assert torch.allclose(together[index][:, :, given:], alone[:, :, given:], atol=1e-4), index
+        state = stage.network.commit(truth, text, cameras, state)
+
+
+@torch.no_grad()
+def test_no_chunk_sees_what_comes_after_it(stage):
+    window = window_of(stage)
+    before = stage.errors(window, generator())
+    latents = window.latents.clone()
+    latents[:, :, 7:10] += 1.0  # the third chunk
+    after = stage.errors(replace(window, latents=latents), generator())
+    assert torch.equal(before[:2], after[:2])
+    assert (before[2:] != after[2:]).all()
+
+
+def test_the_last_chunk_teaches_the_first_commit(stage):
+    window = window_of(stage)
+    window = replace(window, latents=window.latents.clone().requires_grad_())
+    stage.errors(window, generator())[-1].mean().backward()
+    assert window.latents.grad[:, :, :4].abs().amax() > 0
+
+
+@torch.no_grad()
+def test_its_own_past_is_what_it_imagines(stage):
+    """With the whole past its own, the first chunk is learned as before, and the second on top of what the
+    network made of the first.
+    """
+    window = window_of(stage)
+    chunks, text = stage.chunks(window), stage.network.text_context(window.text, window.text_mask)
+    truths = [truth for truth, _ in chunks]
+    config, stage.config = stage.config, replace(stage.config, own_past=1.0)
+    try:
+        own = stage.mix(truths, chunks, text, generator())
+    finally:
+        stage.config = config
+    assert torch.equal(own[0][:, :, :1], truths[0][:, :, :1]), "the first frame is given"
+    assert all((made != truth).any() for made, truth in zip(own, truths, strict=True))
+    states = stage.states(own, chunks, text)
+    assert all(bool(value.isfinite().all()) for state in states[1:] for value in tensors_of(state))
+
+
+@pytest.mark.parametrize("short", [0.0, 1.0])
+def test_it_trains_on_short_and_long_clips(config, tmp_path, short):
+    teacher_forcing.run(replace(config, short=short, own_past=0.5, pack=False, name=f"short-{short:g}"))
+    assert (config.runs / "tiny" / f"short-{short:g}" / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("setting", [{"short": 1.5}, {"own_past": -0.1}])
+def test_shares_are_shares(setting):
+    with pytest.raises(ValueError, match="wanted a share, from 0 to 1"):
+        teacher_forcing.TeacherForcingConfig(**setting)
+
+
+# ---- growing
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rule", ["bidirectional", "chunk_causal"])
+def test_a_grown_network_computes_what_it_grew_from(stage, rule):
+    window, small = window_of(stage), stage.network
+    deep = Transformer(replace(TINY, depth=12)).prepare()
+    deep.load_state_dict(deepen(small.state_dict(), deep.config))
+    velocities = []
+    for network in (small, deep):
+        text = network.text_context(window.text, window.text_mask)
+        cameras = network.camera_context(window.camera, window.plucker)
+        velocities.append(network(window.latents, torch.full((2, 13), 500.0), text, cameras, rule=rule))
+    assert torch.equal(*velocities)
+    assert velocities[0].abs().amax() > 0
+
+
+def test_a_grown_block_learns_from_the_first_step(stage):
+    window = window_of(stage)
+    deep = Transformer(replace(TINY, depth=8)).prepare()
+    deep.load_state_dict(deepen(stage.network.state_dict(), deep.config))
+    text = deep.text_context(window.text, window.text_mask)
+    cameras = deep.camera_context(window.camera, window.plucker)
+    velocity = deep(window.latents, torch.full((2, 13), 500.0), text, cameras, rule="chunk_causal")
+    velocity.square().mean().backward()
+    for block in deep.blocks[4:]:
+        assert block.attn.proj.weight.grad.abs().amax() > 0
+        assert block.mlp.point_conv.conv.weight.grad.abs().amax() > 0
+
+
+def test_what_cannot_grow_is_refused(stage):
+    with pytest.raises(ValueError, match="4 blocks for a network of 12; wanted a multiple of 3"):
+        deepen(stage.network.state_dict(), replace(TINY, depth=12, softmax_every=3))
+
+
+def test_deep_enough_weights_stay_as_they_are(stage):
+    weights = stage.network.state_dict()
+    assert deepen(weights, TINY) is weights

@@ -1,0 +1,161 @@
+"""Stage 3 in the way that a session goes: every chunk of a long clip is learned on top of the carried state.
+
+The clean clip is committed chunk by chunk, as the environment commits what it has imagined, and from the
+state before each chunk the network recovers that chunk from noise at the sampler's levels (teacher forcing,
+as SANA-Video and CausVid name it). Diffusion forcing (`causal`) learns from the one chunk behind a clean
+past; this learns from all of them, with the window of the softmax blocks as it is when streaming, and the
+gradient of a chunk reaches what was committed long before.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sana_wm_env.model.contexts import CameraContext, TextContext
+from sana_wm_env.model.network.execution import chunk_spans
+from sana_wm_env.model.sampler import with_image
+from sana_wm_env.model.state import TransformerState
+from sana_wm_env.model.tree import map_tensors
+
+from .data.latents import Window
+from .export import export_stage
+from .loop import LoopConfig, train
+from .processes import rank, start_processes
+from .streaming import StreamingConfig, StreamingStage, shared
+
+Chunk = tuple[Tensor, CameraContext]
+
+
+@dataclass(frozen=True)
+class TeacherForcingConfig(StreamingConfig):
+    """Trains the streaming model of a world on long clips, from the chunk-causal one.
+
+    Attributes:
+        short_frames: latent frames of a short clip, 3k + 1; more of them make a batch of the same size.
+        short: share of steps on short clips, which come from more rooms than sessions do.
+        own_past: share of chunks that are committed as the network imagines them in one call, so that it
+            learns to live with its errors.
+    """
+
+    stage: ClassVar[str] = "teacher-forcing"
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=500, batch=8))
+    init_from: str = "causal"
+    sessions: int = 40
+    frames: int = 37
+    short_frames: int = 13
+    short: float = 0.5
+    own_past: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("short", "own_past"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"got --{name.replace('_', '-')} {getattr(self, name)}; wanted a share, from 0 to 1"
+                )
+
+
+class TeacherForcingStage(StreamingStage):
+    config: TeacherForcingConfig
+
+    def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Returns the mean squared error of the latents that are recovered, over all chunks; that of the
+        first and of the last chunk to log.
+        """
+        frames = self.config.frames
+        if torch.rand((), generator=shared(generator)) < self.config.short:
+            frames = self.config.short_frames
+            batch = max(1, batch * self.config.frames // frames)
+        window = self.clips.window(self.clips.draw(batch, frames, generator), frames)
+        errors = self.errors(window, generator)  # (K, B)
+        ends = {"first": errors[0].mean().item(), f"chunk{len(errors) - 1}": errors[-1].mean().item()}
+        return errors.mean(), ends
+
+    def errors(self, window: Window, generator: torch.Generator) -> Tensor:
+        """Squared errors (K, B) of the chunks of a window, each recovered on top of what is committed before
+        it.
+        """
+        chunks, text = self.chunks(window), self.network.text_context(window.text, window.text_mask)
+        past = [truth for truth, _ in chunks]
+        if self.config.own_past:
+            past = self.mix(past, chunks, text, generator)
+        recovered = self.recover_all(chunks, text, self.states(past, chunks, text), generator)
+        given = [1] + [0] * (len(chunks) - 1)  # the first frame is
+        return torch.stack(
+            [
+                (own - truth)[:, :, first:].square().mean((1, 2, 3, 4))
+                for own, (truth, _), first in zip(recovered, chunks, given, strict=True)
+            ]
+        )
+
+    def chunks(self, window: Window) -> list[Chunk]:
+        """The true latents of each chunk, (B, C, 3 or 4, h, w), and its cameras."""
+        cut = []
+        for begin, end in chunk_spans(window.latents.shape[2], self.network.config.chunk):
+            camera, plucker = window.camera[:, begin:end], window.plucker[:, :, begin:end]
+            truth = window.latents[:, :, begin:end].contiguous()
+            cut.append((truth, self.network.camera_context(camera, plucker, begin)))
+        return cut
+
+    def states(
+        self, past: list[Tensor], chunks: list[Chunk], text: TextContext
+    ) -> list[TransformerState | None]:
+        """The state before each chunk: None, then what is carried."""
+        states: list[TransformerState | None] = [None]
+        for latents, (_, cameras) in zip(past[:-1], chunks[:-1], strict=True):
+            states.append(self.network.commit(latents, text, cameras, states[-1]))
+        return states
+
+    def recover_all(
+        self,
+        chunks: list[Chunk],
+        text: TextContext,
+        states: list[TransformerState | None],
+        generator: torch.Generator,
+        levels: Sequence[float] = (),
+    ) -> list[Tensor]:
+        """Every chunk as the network recovers it from noise. From the third on, where states are of one
+        shape, they are one batch.
+        """
+        (truth, cameras), rest = chunks[0], list(zip(chunks[1:], states[1:], strict=True))
+        recovered = [self.recover(truth, text, cameras, None, truth[:, :, :1], generator, levels)]
+        for group in filter(None, (rest[:1], rest[1:])):
+            truths, cameras, before = (
+                map_tensors(lambda *values: torch.cat(values), *column)
+                for column in zip(
+                    *((truth, cameras, state) for (truth, cameras), state in group), strict=True
+                )
+            )
+            texts = map_tensors(lambda *values: torch.cat(values), *[text] * len(group))
+            together = self.recover(truths, texts, cameras, before, None, generator, levels)
+            recovered += together.chunk(len(group))
+        return recovered
+
+    @torch.no_grad()
+    def mix(
+        self, truths: list[Tensor], chunks: list[Chunk], text: TextContext, generator: torch.Generator
+    ) -> list[Tensor]:
+        """What is committed: the truth, or for a share of chunks what the network makes of pure noise on top
+        of the truth.
+        """
+        imagined = self.recover_all(
+            chunks, text, self.states(truths, chunks, text), generator, self.config.sigmas[:1]
+        )
+        imagined[0] = with_image(imagined[0], truths[0][:, :, :1])
+        mixed = []
+        for truth, own in zip(truths, imagined, strict=True):
+            draw = torch.rand(len(truth), generator=generator, device=truth.device)
+            mixed.append(torch.where((draw < self.config.own_past)[:, None, None, None, None], own, truth))
+        return mixed
+
+
+def run(config: TeacherForcingConfig) -> None:
+    """Trains to config.loop.steps, or resumes, and packs the result as a world folder if config.pack says
+    so.
+    """
+    start_processes()
+    train(TeacherForcingStage(config), config.loop, config.home)
+    if config.pack and rank() == 0:
+        export_stage(config)
