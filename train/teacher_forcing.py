@@ -36,8 +36,9 @@ class TeacherForcingConfig(StreamingConfig):
     Attributes:
         short_frames: latent frames of a short clip, 3k + 1; more of them make a batch of the same size.
         short: share of steps on short clips, which come from more rooms than sessions do.
-        own_past: share of chunks that are committed as the network imagines them in one call, so that it
-            learns to live with its errors.
+        own_past: largest share of a clip's chunks that are committed as the network imagines them in one call
+            on top of what it imagined before, so that it learns to live with its errors; each clip draws its
+            share between 0 and this (scheduled sampling, Bengio et al. 2015).
     """
 
     stage: ClassVar[str] = "teacher-forcing"
@@ -78,9 +79,10 @@ class TeacherForcingStage(StreamingStage):
         it.
         """
         chunks, text = self.chunks(window), self.network.text_context(window.text, window.text_mask)
-        past = [truth for truth, _ in chunks]
+        past = [truth for truth, _ in chunks[:-1]]
         if self.config.own_past:
-            past = self.mix(past, chunks, text, generator)
+            share = torch.rand(len(window.text), generator=generator, device=generator.device)
+            past = self.imagine(chunks, text, self.config.own_past * share, generator)
         recovered = self.recover_all(chunks, text, self.states(past, chunks, text), generator)
         given = [1] + [0] * (len(chunks) - 1)  # the first frame is
         return torch.stack(
@@ -102,9 +104,11 @@ class TeacherForcingStage(StreamingStage):
     def states(
         self, past: list[Tensor], chunks: list[Chunk], text: TextContext
     ) -> list[TransformerState | None]:
-        """The state before each chunk: None, then what is carried."""
+        """The state before each chunk: None, then what is carried. `past` is what is committed, but for the
+        last chunk.
+        """
         states: list[TransformerState | None] = [None]
-        for latents, (_, cameras) in zip(past[:-1], chunks[:-1], strict=True):
+        for latents, (_, cameras) in zip(past, chunks[:-1], strict=True):
             states.append(self.network.commit(latents, text, cameras, states[-1]))
         return states
 
@@ -134,21 +138,20 @@ class TeacherForcingStage(StreamingStage):
         return recovered
 
     @torch.no_grad()
-    def mix(
-        self, truths: list[Tensor], chunks: list[Chunk], text: TextContext, generator: torch.Generator
+    def imagine(
+        self, chunks: list[Chunk], text: TextContext, share: Tensor, generator: torch.Generator
     ) -> list[Tensor]:
-        """What is committed: the truth, or for a share of chunks what the network makes of pure noise on top
-        of the truth.
+        """What is committed: for a share (B,) of the chunks of each clip what the network makes of pure noise
+        on top of what was committed before, the truth for the others. All but the last chunk.
         """
-        imagined = self.recover_all(
-            chunks, text, self.states(truths, chunks, text), generator, self.config.sigmas[:1]
-        )
-        imagined[0] = with_image(imagined[0], truths[0][:, :, :1])
-        mixed = []
-        for truth, own in zip(truths, imagined, strict=True):
-            draw = torch.rand(len(truth), generator=generator, device=truth.device)
-            mixed.append(torch.where((draw < self.config.own_past)[:, None, None, None, None], own, truth))
-        return mixed
+        state, past = None, []
+        for truth, cameras in chunks[:-1]:
+            image = truth[:, :, :1] if state is None else None
+            own = self.recover(truth, text, cameras, state, image, generator, self.config.sigmas[:1])
+            is_own = torch.rand(len(truth), generator=generator, device=generator.device) < share
+            past.append(torch.where(is_own[:, None, None, None, None], with_image(own, image), truth))
+            state = self.network.commit(past[-1], text, cameras, state)
+        return past
 
 
 def run(config: TeacherForcingConfig) -> None:

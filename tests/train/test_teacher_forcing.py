@@ -10,7 +10,6 @@ from small_ladder import CODER, KINDS, TINY
 
 from sana_wm_env.model.config import PRESETS
 from sana_wm_env.model.network.transformer import Transformer
-from sana_wm_env.model.tree import tensors_of
 from sana_wm_env.train import autoencoder, bidirectional, teacher_forcing
 from sana_wm_env.train.data import rooms as data
 from sana_wm_env.train.data.latents import Window
@@ -64,7 +63,7 @@ def test_a_chunk_is_recovered_as_a_session_would_recover_it(stage):
     window = window_of(stage)
     chunks, text = stage.chunks(window), stage.network.text_context(window.text, window.text_mask)
     truths = [truth for truth, _ in chunks]
-    together = stage.recover_all(chunks, text, stage.states(truths, chunks, text), generator(), (1.0,))
+    together = stage.recover_all(chunks, text, stage.states(truths[:-1], chunks, text), generator(), (1.0,))
     noise, state = generator(), None
     for index, (truth, cameras) in enumerate(chunks):
         if index < 3:  # the third and the fourth draw as one batch
@@ -100,21 +99,26 @@ def test_the_last_chunk_teaches_the_first_commit(stage):
 
 @torch.no_grad()
 def test_its_own_past_is_what_it_imagines(stage):
-    """With the whole past its own, the first chunk is learned as before, and the second on top of what the
-    network made of the first.
-    """
+    """The second chunk is imagined on top of what the network made of the first."""
     window = window_of(stage)
     chunks, text = stage.chunks(window), stage.network.text_context(window.text, window.text_mask)
-    truths = [truth for truth, _ in chunks]
-    config, stage.config = stage.config, replace(stage.config, own_past=1.0)
-    try:
-        own = stage.mix(truths, chunks, text, generator())
-    finally:
-        stage.config = config
-    assert torch.equal(own[0][:, :, :1], truths[0][:, :, :1]), "the first frame is given"
-    assert all((made != truth).any() for made, truth in zip(own, truths, strict=True))
-    states = stage.states(own, chunks, text)
-    assert all(bool(value.isfinite().all()) for state in states[1:] for value in tensors_of(state))
+    past = stage.imagine(chunks, text, torch.ones(2), generator())
+    (truth, cameras), (second, after) = chunks[:2]
+    assert torch.equal(past[0][:, :, :1], truth[:, :, :1]), "the first frame is given"
+    assert not torch.allclose(past[0], truth, atol=1e-2)
+    again = generator()
+    stage.recover(truth, text, cameras, None, truth[:, :, :1], again, (1.0,))
+    torch.rand(2, generator=again)
+    state = stage.network.commit(past[0], text, cameras, None)
+    assert torch.equal(past[1], stage.recover(second, text, after, state, None, again, (1.0,)))
+
+
+@torch.no_grad()
+def test_without_a_past_of_its_own_the_truth_is_committed(stage):
+    window = window_of(stage)
+    chunks, text = stage.chunks(window), stage.network.text_context(window.text, window.text_mask)
+    past = stage.imagine(chunks, text, torch.zeros(2), generator())
+    assert all(torch.equal(made, truth) for made, (truth, _) in zip(past, chunks, strict=False))
 
 
 @pytest.mark.parametrize("short", [0.0, 1.0])
