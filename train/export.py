@@ -20,8 +20,9 @@ from sana_wm_env.rooms import paths
 
 from .autoencoder import load_trained
 from .data.packed import PACKED, packed_paths, packed_tars
-from .flow import FlowConfig
+from .growth import deepen
 from .loop import load_average
+from .streaming import StreamingConfig
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class ExportConfig:
             largest motion of a chunk in them (95th percentile), and whoever opens the world brings the first
             frame.
         name: name of the world, that of the preset if not given.
+        sigmas: noise levels of its streaming sampler, from 1 to 0.
     """
 
     world: str = "rooms"
@@ -50,6 +52,7 @@ class ExportConfig:
     size: tuple[int, int] = (64, 64)
     data: Path | None = None
     name: str = ""
+    sigmas: tuple[float, ...] = STREAMING_SIGMAS
 
 
 def assemble(config: ExportConfig) -> WorldModel:
@@ -68,7 +71,7 @@ def assemble(config: ExportConfig) -> WorldModel:
         text=asdict(text),
         image_size=config.size,
         grid=(height // SPATIAL_STRIDE, width // SPATIAL_STRIDE),
-        sigmas=STREAMING_SIGMAS,
+        sigmas=config.sigmas,
         max_translation_m=translation,
         max_rotation_rad=rotation,
         first_frames=None if config.data else "rooms",
@@ -79,9 +82,12 @@ def assemble(config: ExportConfig) -> WorldModel:
 
 
 def trained(config: ExportConfig, stage: str) -> Transformer:
-    """The transformer with the averaged weights of a stage."""
+    """The transformer with the averaged weights of a stage; of a shallower one if it was trained before the
+    preset grew.
+    """
     transformer = Transformer(preset(config.world))
-    transformer.load_state_dict(load_average(config.runs / config.world / stage, "generator"))
+    weights = load_average(config.runs / config.world / stage, "generator")
+    transformer.load_state_dict(deepen(weights, transformer.config))
     return transformer
 
 
@@ -121,7 +127,7 @@ def export(config: ExportConfig) -> None:
     print(f"wrote {out}: gym.make('SanaWM-v0', world='{out}') opens it{bring}")
 
 
-def export_stage(config: FlowConfig) -> None:
+def export_stage(config: StreamingConfig) -> None:
     """Packs what a stage of the few-step model has come to, as runs/WORLD/world.
 
     The published latent layout has no clips to learn the largest action from: its worlds are packed by hand.
@@ -133,4 +139,13 @@ def export_stage(config: FlowConfig) -> None:
             "world of it, with packed clips"
         )
         return
-    export(ExportConfig(config.world, config.runs, config.home.name, size=config.size, data=clips))
+    export(
+        ExportConfig(
+            config.world,
+            config.runs,
+            config.home.name,
+            size=config.size,
+            data=clips,
+            sigmas=config.sigmas,
+        )
+    )
