@@ -27,6 +27,8 @@ from .processes import rank, start_processes
 from .streaming import StreamingConfig, StreamingStage, shared
 
 Chunk = tuple[Tensor, CameraContext]
+KNOWN = 0.01
+"""Squared error of a cell of unit variance that counts as known."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ class TeacherForcingStage(StreamingStage):
     config: TeacherForcingConfig
 
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Returns the mean squared error of the latents that are recovered, over all chunks; that of the
-        first and of the last chunk to log.
+        """Returns the distance of what is recovered from the truth, over all chunks; that of the first and of
+        the last chunk to log.
         """
         frames = self.config.frames
         if torch.rand((), generator=shared(generator)) < self.config.short:
@@ -75,8 +77,8 @@ class TeacherForcingStage(StreamingStage):
         return errors.mean(), ends
 
     def errors(self, window: Window, generator: torch.Generator) -> Tensor:
-        """Squared errors (K, B) of the chunks of a window, each recovered on top of what is committed before
-        it.
+        """Distances (K, B) of the chunks of a window from the truth, each recovered on top of what is
+        committed before it.
         """
         chunks, text = self.chunks(window), self.network.text_context(window.text, window.text_mask)
         past = [truth for truth, _ in chunks[:-1]]
@@ -87,7 +89,7 @@ class TeacherForcingStage(StreamingStage):
         given = [1] + [0] * (len(chunks) - 1)  # the first frame is
         return torch.stack(
             [
-                (own - truth)[:, :, first:].square().mean((1, 2, 3, 4))
+                distance(own[:, :, first:], truth[:, :, first:])
                 for own, (truth, _), first in zip(recovered, chunks, given, strict=True)
             ]
         )
@@ -152,6 +154,16 @@ class TeacherForcingStage(StreamingStage):
             past.append(torch.where(is_own[:, None, None, None, None], with_image(own, image), truth))
             state = self.network.commit(past[-1], text, cameras, state)
         return past
+
+
+def distance(own: Tensor, truth: Tensor) -> Tensor:
+    """Pseudo-Huber distance (B,) of latents (B, C, T, h, w): the root of each cell's mean squared error, from
+    `KNOWN` on.
+
+    What was never seen is far off whatever is done; squared, it would be most of the loss and all of its
+    noise. Of two things that may lie behind a corner the root chooses one, where the square shows their mean.
+    """
+    return (((own - truth).square().mean(1) + KNOWN).sqrt() - KNOWN**0.5).mean((1, 2, 3))
 
 
 def run(config: TeacherForcingConfig) -> None:

@@ -172,3 +172,13 @@ def test_what_cannot_grow_is_refused(stage):
 def test_deep_enough_weights_stay_as_they_are(stage):
     weights = stage.network.state_dict()
     assert deepen(weights, TINY) is weights
+
+
+def test_the_distance_counts_what_is_known_more_than_what_is_not():
+    """Known values: a cell that is off by 0.1 in all channels, and one that is off by 1."""
+    truth = torch.zeros(1, 48, 3, 8, 8)
+    near, far = (float(teacher_forcing.distance(truth + off, truth)) for off in (0.1, 1.0))
+    assert near == pytest.approx(0.02**0.5 - 0.1, rel=1e-4) and far == pytest.approx(
+        1.01**0.5 - 0.1, rel=1e-4
+    )
+    assert teacher_forcing.distance(truth, truth) == 0
