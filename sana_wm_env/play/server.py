@@ -321,11 +321,11 @@ class Server:
         return session
 
     async def _thumbnail(self, request: web.Request) -> web.Response:
-        moment = self._session(request).timeline.moments.get(int(request.match_info["moment"]))
-        if moment is None:
+        thumbnail = self._session(request).timeline.thumbnail(int(request.match_info["moment"]))
+        if thumbnail is None:
             raise web.HTTPNotFound(text="There is no such moment\n")
-        kind = "image/png" if moment.thumbnail[:4] == b"\x89PNG" else "image/jpeg"
-        return web.Response(body=moment.thumbnail, content_type=kind)
+        kind = "image/png" if thumbnail[:4] == b"\x89PNG" else "image/jpeg"
+        return web.Response(body=thumbnail, content_type=kind)
 
     async def _save(self, request: web.Request) -> web.StreamResponse:
         session = self._session(request)

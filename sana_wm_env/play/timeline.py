@@ -18,6 +18,8 @@ CAP = 192 * 2**20
 """Bytes of states of one session: 64 moments of the bundled world."""
 NEWEST = 8
 """Moments of the present line that are never thinned out."""
+GONE = 64
+"""Moments that are no more whose thumbnails can still be had: a page may ask for one as it goes."""
 
 
 @dataclass
@@ -67,6 +69,7 @@ class Timeline:
         self.moments: dict[int, Moment] = {}
         self.present: int | None = None
         self.cap, self._next = cap, 0
+        self._gone: dict[int, bytes] = {}
 
     def add(self, **fields: Any) -> Moment:
         """Adds a moment after the present, which it becomes. Fields as of `Moment`, but for id and parent.
@@ -85,13 +88,25 @@ class Timeline:
         """
         moment = self.now
         before = self.moments[moment.parent]  # type: ignore[index]
-        del self.moments[moment.id]
+        self._remember(self.moments.pop(moment.id))
         self.present = before.id
         return before
 
     def clear(self) -> None:
         """Forgets everything, ids stay used."""
+        for moment in self.moments.values():
+            self._remember(moment)
         self.moments, self.present = {}, None
+
+    def thumbnail(self, moment: int) -> bytes | None:
+        """The picture of a moment, also of one that has just gone; None if there is none."""
+        there = self.moments.get(moment)
+        return self._gone.get(moment) if there is None else there.thumbnail
+
+    def _remember(self, moment: Moment) -> None:
+        self._gone[moment.id] = moment.thumbnail
+        while len(self._gone) > GONE:
+            del self._gone[next(iter(self._gone))]
 
     @property
     def now(self) -> Moment:

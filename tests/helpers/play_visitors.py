@@ -77,9 +77,11 @@ class Visitor:
         self.frames: list[dict[str, Any]] = []  # of chunks, in the order in which they were shown
         self.stills: list[dict[str, Any]] = []
         self.futures: list[dict[str, Any]] = []
-        self.seq = self.showing = self.epoch = 0
+        self.seq = self.showing = self.take = self.epoch = 0
         self.holds = False  # shows nothing new
-        self.news = asyncio.Event()
+        self.awaited = (0, 0, 0.0)  # a chunk that is not begun before this take of it is here, and until when
+        self.waiting: list[dict[str, Any]] = []
+        self.news, self.came = asyncio.Event(), asyncio.Event()
 
     async def enter(self, session: str | None = None) -> None:
         address = f"{self.place.base}/link?session={session or ''}"
@@ -102,6 +104,7 @@ class Visitor:
         self.seq += 1
         state = {"look": [0, 0], "axes": [0, 0, 0, 0], "showing": self.showing} | fields
         at = 1000 * time.monotonic()
+        self.awaited = (self.showing + 1, 1, time.monotonic() + 1)  # until the server says where it counts
         await self.say("control", seq=self.seq, at=at, held=list(keys), tapped=list(tapped), **state)
         return self.seq
 
@@ -133,7 +136,6 @@ class Visitor:
     # ---- what it does
 
     async def _read(self) -> None:
-        self.queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         shower = asyncio.create_task(self._show())
         try:
             while True:
@@ -151,8 +153,15 @@ class Visitor:
 
     def _hear(self, message: dict[str, Any]) -> None:
         self.told.append({**message, "heard": time.monotonic()})
+        if message["kind"] == "received" and message["epoch"] == self.epoch:
+            waits = message["take"] > 0 and message["chunk"] == self.showing + 1
+            self.awaited = (
+                (message["chunk"], message["take"], time.monotonic() + 1.5) if waits else (0, 0, 0.0)
+            )
+            self.came.set()
         if message["kind"] in ("welcome", "jumped", "futures"):
             self.epoch = message["epoch"]
+            self.waiting.clear()
             if message["kind"] == "jumped":
                 self.showing = message["chunk"]
             elif message["kind"] == "welcome":
@@ -167,20 +176,35 @@ class Visitor:
         elif frame["stream"] == BRANCHES:
             self.futures.append(frame)
         elif frame["stream"] == WALK and frame["epoch"] == self.epoch:
-            self.queue.put_nowait(frame)
+            self._keep(frame)
+            self.came.set()
+
+    def _keep(self, frame: dict[str, Any]) -> None:
+        """Keeps a frame to show, in place of those of an earlier take; a chunk that is begun stays as it
+        is.
+        """
+        chunk, take = frame["chunk"], frame["take"]
+        if chunk < self.showing or (chunk == self.showing and take != self.take):
+            return
+        self.waiting[:] = [f for f in self.waiting if f["chunk"] != chunk or f["take"] >= take]
+        self.waiting.append(frame)
 
     async def _show(self) -> None:
         """Shows frame after frame; reports the first and the end of each chunk."""
-        waiting: list[dict[str, Any]] = []
         while True:
-            waiting.append(await self.queue.get())
-            while waiting and not self.holds:
-                frame = waiting.pop(0)
-                await self._show_one(frame)
+            while not self.waiting or self.holds or self._awaits(self.waiting[0]):
+                self.came.clear()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self.came.wait(), 0.02)
+            await self._show_one(self.waiting.pop(0))
+
+    def _awaits(self, frame: dict[str, Any]) -> bool:
+        chunk, take, end = self.awaited
+        return frame["chunk"] == chunk > self.showing and frame["take"] < take and time.monotonic() < end
 
     async def _show_one(self, frame: dict[str, Any]) -> None:
         if frame["chunk"] > self.showing:
-            self.showing = frame["chunk"]
+            self.showing, self.take = frame["chunk"], frame["take"]
             await self.say("begun", epoch=self.epoch, chunk=frame["chunk"])
         self.frames.append({**frame, "shown": time.monotonic()})
         self.news.set()

@@ -56,7 +56,10 @@ def visit(chromium, address, **options):
     page = context.new_page()
     errors = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+    page.on(
+        "console",
+        lambda said: errors.append(f"{said.text} {said.location}") if said.type == "error" else None,
+    )
     page.goto(address)
     until(page, "!document.getElementById('veil') || document.getElementById('veil').hidden")
     page.evaluate("play.link.tell({kind: 'start', room: 3, seed: 1, prompt: null})")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sana_wm_env.play.timeline import NEWEST, Timeline, choose_to_thin
+from sana_wm_env.play.timeline import GONE, NEWEST, Timeline, choose_to_thin
 
 
 def walk(timeline, chunks, nbytes=1):
@@ -35,6 +35,16 @@ def test_undo_returns_to_the_moment_before():
     assert timeline.present == 1 and 2 not in timeline.moments
     walk(timeline, 1)
     assert timeline.now.id == 3, "an id never comes back"
+
+
+def test_pictures_of_moments_that_have_just_gone_can_still_be_had():
+    timeline = walk(Timeline(), GONE + 3)
+    picture = timeline.now.thumbnail
+    timeline.undo()
+    assert timeline.thumbnail(GONE + 2) == picture and timeline.thumbnail(0) == timeline.moments[0].thumbnail
+    timeline.clear()
+    assert timeline.thumbnail(GONE + 1) is not None, "the last of them"
+    assert timeline.thumbnail(0) is None and timeline.thumbnail(10**6) is None
 
 
 def test_states_stay_under_the_cap_and_the_newest_and_the_start_stay():
