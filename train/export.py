@@ -20,8 +20,8 @@ from sana_wm_env.rooms import paths
 
 from .autoencoder import load_trained
 from .data.packed import PACKED, packed_paths, packed_tars
+from .flow import initial_weights
 from .growth import deepen
-from .loop import load_average
 from .streaming import StreamingConfig
 
 
@@ -32,7 +32,7 @@ class ExportConfig:
     Attributes:
         world: name of the preset and of the world.
         runs: folder of all runs.
-        stage: stage to take the transformer from.
+        stage: stage to take the transformer from, or a safetensors file of its weights.
         undistilled: stage to take the transformer of whole clips from, the chunk-causal one say; the world
             then has all three variants.
         out: folder to write (runs/WORLD/world if not given).
@@ -86,7 +86,7 @@ def trained(config: ExportConfig, stage: str) -> Transformer:
     preset grew.
     """
     transformer = Transformer(preset(config.world))
-    weights = load_average(config.runs / config.world / stage, "generator")
+    weights = initial_weights(config.runs / config.world, stage)
     transformer.load_state_dict(deepen(weights, transformer.config))
     return transformer
 
