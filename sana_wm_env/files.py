@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path to write a file to; at the end it becomes `path`, whose folders are made. An error leaves the
-    old file as it was.
+    old file as it was. It may be read by whom the old file could be, a new one by whom the umask lets.
 
     The name ends in .part whatever the format is, so that nobody takes it for the file. Processes may write
     the same file at the same time: the last one wins. Files that belong together are written in one `with`
@@ -37,7 +38,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             if os.path.isdir(path):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             _make_folder(path.parent, path)
+            mode = _find_mode(path, part)
             yield part
+            with suppress(OSError):  # not every file system has them
+                part.chmod(mode)  # safetensors makes files that are for their owner alone
             part.replace(path)
     except BaseException:
         with suppress(OSError):
@@ -46,6 +50,16 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             with suppress(OSError):
                 folder.rmdir()
         raise
+
+
+def _find_mode(path: Path, part: Path) -> int:
+    """Permissions that `open(path, "w")` would leave."""
+    if not path.exists():  # the umask cannot be read without changing it for all threads
+        path = part
+        part.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    part.unlink(missing_ok=True)
+    return mode
 
 
 def to_path(path: Any, folder: bool = False) -> Path:

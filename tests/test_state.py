@@ -1,5 +1,7 @@
 """Sessions of `SanaWM-v0`: saved, restored, branched, tried out."""
 
+import os
+import stat
 import subprocess
 import sys
 from dataclasses import replace
@@ -118,6 +120,17 @@ def test_another_process_goes_on_from_the_file(env, tmp_path):
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     assert (np.load(tmp_path / "frames.npy") == np.stack([step[0] for step in play(env, ACTIONS[2:4])])).all()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are Unix's")
+def test_a_saved_state_may_be_read_by_whom_any_new_file_may_be(env, tmp_path):
+    state, path = env.unwrapped.save_state(), tmp_path / "state.safetensors"
+    (tmp_path / "plain").touch()
+    state.save(path)
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    path.chmod(0o640)
+    state.save(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
 def test_a_state_that_does_not_fit_leaves_the_environment_as_it_was(env, tmp_path):

@@ -40,7 +40,7 @@ class TeacherForcingConfig(StreamingConfig):
         short: share of steps on short clips, which come from more rooms than sessions do.
         own_past: largest share of a clip's chunks that are committed as the network imagines them in one call
             on top of what it imagined before, so that it learns to live with its errors; each clip draws its
-            share between 0 and this (scheduled sampling, Bengio et al. 2015).
+            share between 0 and this, large ones more often (scheduled sampling, Bengio et al. 2015).
     """
 
     stage: ClassVar[str] = "teacher-forcing"
@@ -83,7 +83,7 @@ class TeacherForcingStage(StreamingStage):
         chunks, text = self.chunks(window), self.network.text_context(window.text, window.text_mask)
         past = [truth for truth, _ in chunks[:-1]]
         if self.config.own_past:
-            share = torch.rand(len(window.text), generator=generator, device=generator.device)
+            share = torch.rand(len(window.text), generator=generator, device=generator.device).sqrt()
             past = self.imagine(chunks, text, self.config.own_past * share, generator)
         recovered = self.recover_all(chunks, text, self.states(past, chunks, text), generator)
         given = [1] + [0] * (len(chunks) - 1)  # the first frame is
