@@ -197,6 +197,10 @@ class CameraEnv(gym.Env[Observation, NDArray[np.float32]]):
                 reason = f" ({self.refused_options[key]})" if key in self.refused_options else ""
                 known = ", ".join((*self.reset_options, "keep_options"))
                 raise ValueError(f"got the reset option {key!r}{reason}; wanted keys out of {known}")
+        if given.get("state") is not None and (others := sorted(given.keys() - {"state"})):
+            raise ValueError(
+                f"got the option {others[0]!r} beside a state, which has its own; wanted one or the other"
+            )
         return Start(self.prepare(given), keep)
 
     def begin(self, start: Start, seed: int | None) -> tuple[Observation, dict[str, Any]]:

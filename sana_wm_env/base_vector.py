@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import cached_property
 from math import prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, Self
 
 import gymnasium as gym
 import numpy as np
@@ -90,17 +90,9 @@ class CameraVectorEnv(VectorEnv[Any, Any, Any]):
         Raises:
             ValueError, TypeError: before any slot changes; the message names the slot.
         """
-        if not isinstance(options or {}, Mapping):
-            raise ValueError(f"got options of type {type(options).__name__}; wanted a dict")
-        shared = dict(options or {})
-        chosen = choose_slots(shared.pop("reset_mask", None), self.num_envs)
-        per_slot = options_of(shared.pop("per_slot", None), self.num_envs)
-        seeds = seeds_of(seed, self.num_envs)
-        starts = {
-            i: of_slot(i, self.slots[i].choose_start, seeds[i], (shared | per_slot[i]) or None)
-            for i in chosen
-        }
-        return self.begin(starts, seeds)
+        asked = SlotResets.of(seed, options, self.num_envs)
+        starts = {i: of_slot(i, self.slots[i].choose_start, *asked.of_slot(i)) for i in asked.slots}
+        return self.begin(starts, asked.seeds)
 
     def begin(
         self, starts: Mapping[int, Start], seeds: Sequence[int | None] | None = None
@@ -285,7 +277,32 @@ def check_count(actions: Any, count: int) -> None:
         raise ValueError(f"got {len(actions)} actions; wanted {count}, one per slot")
 
 
-def choose_slots(mask: Any, count: int) -> list[int]:
+class SlotResets(NamedTuple):
+    """What a reset of a vector environment asks for: the slots to reset, options for all of them; options and
+    seed of every slot.
+    """
+
+    slots: list[int]
+    shared: dict[str, Any]
+    per_slot: list[dict[str, Any]]
+    seeds: list[int | None]
+
+    @classmethod
+    def of(cls, seed: Any, options: Any, count: int) -> Self:
+        """What the arguments of a `reset` ask for; ValueError, TypeError for what cannot be."""
+        if not isinstance(options or {}, Mapping):
+            raise ValueError(f"got options of type {type(options).__name__}; wanted a dict")
+        shared = dict(options or {})
+        slots = _choose_slots(shared.pop("reset_mask", None), count)
+        per_slot = _options_of(shared.pop("per_slot", None), count)
+        return cls(slots, shared, per_slot, _seeds_of(seed, count))
+
+    def of_slot(self, i: int) -> tuple[int | None, dict[str, Any] | None]:
+        """Seed and options of one slot, None where nothing is given."""
+        return self.seeds[i], (self.shared | self.per_slot[i]) or None
+
+
+def _choose_slots(mask: Any, count: int) -> list[int]:
     """The slots that `options["reset_mask"]` names; all for None."""
     if mask is None:
         return list(range(count))
@@ -301,7 +318,7 @@ def choose_slots(mask: Any, count: int) -> list[int]:
     return np.flatnonzero(mask).tolist()
 
 
-def seeds_of(seed: Any, count: int) -> list[int | None]:
+def _seeds_of(seed: Any, count: int) -> list[int | None]:
     """The seed of each slot: one number counts on from slot to slot."""
     if seed is None:
         return [None] * count
@@ -313,7 +330,7 @@ def seeds_of(seed: Any, count: int) -> list[int | None]:
     return [first + i for i in range(count)]
 
 
-def options_of(options: Any, count: int) -> list[dict[str, Any]]:
+def _options_of(options: Any, count: int) -> list[dict[str, Any]]:
     """Options of each slot, those of `per_slot` with {} for None."""
     if options is None:
         return [{}] * count

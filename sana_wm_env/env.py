@@ -23,7 +23,7 @@ from .base import CameraEnv
 from .base_vector import MOST_SLOTS
 from .camera import Array
 from .episode import Episode, Seeds
-from .first_frame import FirstFrame
+from .first_frame import FirstFrame, check_first_frame_options
 from .imagine import (
     Decode,
     Imagined,
@@ -38,7 +38,6 @@ from .imagine import (
 from .machine import check_device
 from .numbers import to_flag, to_whole
 from .observations import Frames, Observation
-from .rooms import check_room_option
 from .rooms.room import choose_room, stands_clear
 from .tasks import Moment, Task
 from .wrappers import restore as restore
@@ -406,28 +405,12 @@ class SanaWMEnv(CameraEnv):
     def prepare(self, options: dict[str, Any]) -> FirstFrame | Wish | Episode:
         """The user's own first frame, what they wish of a drawn room, or a saved session."""
         if options.get("state") is not None:
-            if others := sorted(options.keys() - {"state"}):
-                raise ValueError(
-                    f"got the option {others[0]!r} beside a state, which has its own; wanted one or the other"
-                )
             return self.check_session(episode_of(options["state"], self.model))
-        first_frames = (
-            self.model.config.first_frames
-        )  # loads the weights: what fails, fails before anything changes
-        prompt, room = options.get("prompt"), check_room_option(options.get("room"))
-        if prompt is not None and not isinstance(prompt, str):
-            raise ValueError(
-                f"got a prompt of type {type(prompt).__name__}; wanted a str that describes the scene"
-            )
+        first_frames = self.model.config.first_frames  # loads the weights, which may fail: before all changes
+        room, prompt = check_first_frame_options(options)
         if options.get("image") is not None:
-            if room is not None:
-                raise ValueError(f"got both an image and room={room!r}; wanted one of them")
             given = options["image"], self.image_size, options.get("intrinsics"), options.get("fov_deg")
             return FirstFrame.of_picture(*given, prompt, self.device)
-        if options.get("intrinsics") is not None or options.get("fov_deg") is not None:
-            raise ValueError(
-                "got intrinsics without an image; they are those of the image that options['image'] gives"
-            )
         if first_frames != "rooms":
             raise ValueError(
                 f"got no image; the world {self.world!r} has no first frames of its own, "

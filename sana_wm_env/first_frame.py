@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .camera import Array, check_intrinsics, intrinsics_from_fov
 from .observations import Frames
 from .pictures import MAX_PIXELS, read_image
-from .rooms import default_intrinsics
+from .rooms import check_room_option, default_intrinsics
 
 if TYPE_CHECKING:
     from .rooms.room import Room
@@ -68,6 +68,25 @@ class FirstFrame(NamedTuple):
             intrinsics,
             room.caption if prompt is None else prompt,
         )
+
+
+def check_first_frame_options(options: dict[str, Any]) -> tuple[int | str | None, str | None]:
+    """Returns the room and the prompt that a reset asks for. ValueError for a prompt that is no text, a room
+    beside a picture, intrinsics without a picture.
+    """
+    room, prompt = check_room_option(options.get("room")), options.get("prompt")
+    if prompt is not None and not isinstance(prompt, str):
+        raise ValueError(
+            f"got a prompt of type {type(prompt).__name__}; wanted a str that describes the scene"
+        )
+    if options.get("image") is not None:
+        if room is not None:
+            raise ValueError(f"got both an image and room={room!r}; wanted one of them")
+    elif options.get("intrinsics") is not None or options.get("fov_deg") is not None:
+        raise ValueError(
+            "got intrinsics without an image; they are those of the image that options['image'] gives"
+        )
+    return room, prompt
 
 
 def fit_image(image: Frames, intrinsics: Array, size: tuple[int, int]) -> tuple[Frames, Array]:

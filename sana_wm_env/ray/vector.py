@@ -21,7 +21,7 @@ from sana_wm_env.model.storage.worlds import load_config
 
 from ..actions import action_path
 from ..base import CameraEnv
-from ..base_vector import CameraVectorEnv, Flags, check_count, choose_slots, of_slot, options_of, seeds_of
+from ..base_vector import CameraVectorEnv, Flags, SlotResets, check_count, of_slot
 from ..candidates import Imagined
 from ..episode import Episode
 from ..numbers import to_number, to_whole
@@ -149,22 +149,18 @@ class RayVectorEnv(VectorEnv[Any, Any, Any]):
     ) -> tuple[Any, dict[str, Any]]:
         """As `CameraVectorEnv.reset`. A refused reset changes no slot of any worker."""
         self._require_idle("reset")
-        if not isinstance(options or {}, Mapping):
-            raise ValueError(f"got options of type {type(options).__name__}; wanted a dict")
-        shared = dict(options or {})
+        asked = SlotResets.of(seed, options, self.num_envs)
         mask = np.zeros(self.num_envs, np.bool_)
-        mask[choose_slots(shared.pop("reset_mask", None), self.num_envs)] = True
-        per_slot = options_of(shared.pop("per_slot", None), self.num_envs)
-        seeds = seeds_of(seed, self.num_envs)
+        mask[asked.slots] = True
         calls = {}
         for i, seat in enumerate(self._pool.seats):
             rows = slice(seat.slots.start, seat.slots.stop)
             if mask[rows].any():
                 # a slot with neither seed nor options begins as it began before
-                mine = shared | {"reset_mask": mask[rows]}
-                if any(per_slot[rows]):
-                    mine["per_slot"] = per_slot[rows]
-                calls[i] = Call("reset", kwargs={"seed": seeds[rows], "options": mine})
+                mine = asked.shared | {"reset_mask": mask[rows]}
+                if any(asked.per_slot[rows]):
+                    mine["per_slot"] = asked.per_slot[rows]
+                calls[i] = Call("reset", kwargs={"seed": asked.seeds[rows], "options": mine})
         done = self._pool.run(calls)
         self._over &= ~mask
         if len(done) < len(self._pool.seats):

@@ -18,11 +18,10 @@ from ..base_vector import MOST_SLOTS, CameraVectorEnv
 from ..camera import Array
 from ..candidates import Decode, Imagined, Pictures, check_candidates, judge_candidates
 from ..episode import Episode, Seeds
-from ..first_frame import FirstFrame
+from ..first_frame import FirstFrame, check_first_frame_options
 from ..numbers import to_flag, to_whole
 from ..observations import Frames, Observation
 from ..pictures import read_image
-from ..rooms import check_room_option
 from ..tasks import Moment, Task
 from . import wire
 from .client import Held, RemoteState, RemoteWorld
@@ -178,10 +177,6 @@ class RemoteEnv(CameraEnv):
     def prepare(self, options: dict[str, Any]) -> Held | Episode:
         """Has the server check the options of a reset, or fetch a saved session."""
         if options.get("state") is not None:
-            if others := sorted(options.keys() - {"state"}):
-                raise ValueError(
-                    f"got the option {others[0]!r} beside a state, which has its own; wanted one or the other"
-                )
             state = self.remote.accept(options["state"])
             goal = {name: np.array(value) for name, value in state.task.items()}
             episode = Episode(
@@ -204,18 +199,10 @@ def to_call(options: dict[str, Any], size: tuple[int, int]) -> wire.Prepare:
     """Options of a reset as the server takes them; files are read, and pictures cut to the world's (height,
     width), here. ValueError for what cannot be one.
     """
-    room, prompt = check_room_option(options.get("room")), options.get("prompt")
-    if prompt is not None and not isinstance(prompt, str):
-        raise ValueError(
-            f"got a prompt of type {type(prompt).__name__}; wanted a str that describes the scene"
-        )
+    room, prompt = check_first_frame_options(options)
     call = wire.Prepare(room=room if isinstance(room, str | None) else int(room), prompt=prompt)
     image, intrinsics, fov_deg = (options.get(name) for name in ("image", "intrinsics", "fov_deg"))
     if image is None:
-        if intrinsics is not None or fov_deg is not None:
-            raise ValueError(
-                "got intrinsics without an image; they are those of the image that options['image'] gives"
-            )
         return call
     if isinstance(intrinsics, str) and fov_deg is None:  # the server estimates them
         call.image, call.intrinsics = wire.to_wire(read_image(image)), intrinsics

@@ -239,10 +239,6 @@ class RoomsEnv(CameraEnv):
 
     def prepare(self, options: dict[str, Any]) -> Wish | Episode:
         if options.get("state") is not None:
-            if others := sorted(options.keys() - {"state"}):
-                raise ValueError(
-                    f"got the option {others[0]!r} beside a state, which has its own; wanted one or the other"
-                )
             return self.check_session(self._episode_of(check_is_rooms_state(options["state"])))
         intrinsics = check_intrinsics(
             options.get("intrinsics", default_intrinsics(self.image_size)), self.image_size
