@@ -6,8 +6,9 @@ import asyncio
 import signal
 import socket
 import ssl
+from collections.abc import Coroutine
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -39,9 +40,13 @@ def check_port(port: int) -> None:
 
 
 async def serve(
-    application: web.Application, listening: socket.socket, tls: ssl.SSLContext | None = None
+    application: web.Application,
+    listening: socket.socket,
+    tls: ssl.SSLContext | None = None,
+    ready: Coroutine[Any, Any, None] | None = None,
 ) -> int:
-    """Serves an application on a socket until a signal comes, whose number it returns.
+    """Serves an application on a socket until a signal comes, whose number it returns, or until `ready`
+    raises an error, which goes on.
 
     The loop itself takes the signals: one that is raised in the middle of a write would be lost there.
     """
@@ -58,6 +63,13 @@ async def serve(
     await runner.setup()
     await web.SockSite(runner, listening, ssl_context=tls).start()
     try:
+        if ready is not None:
+            loading = loop.create_task(ready)
+            await asyncio.wait((loading, ended), return_when=asyncio.FIRST_COMPLETED)
+            if loading.done():
+                loading.result()
+            else:
+                loading.cancel()
         return await ended
     finally:
         await runner.cleanup()

@@ -12,7 +12,8 @@ from typing import Literal
 
 from ..extras import check_installed
 from ..machine import free_memory
-from ..serving import check_port, open_port, serve
+from ..serving import open_port, serve
+from ..settings import check_settings
 from . import TOKEN
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -55,6 +56,17 @@ class ServeConfig:
     refiner: str | None = None
     """"auto" for the world's second stage, or the folder of one"""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for values out of range."""
+        check_settings(
+            self,
+            port="[0, 65535]",
+            sessions="[1, 4096]",
+            memory_mib="[0, inf)",
+            keep="(0, inf)",
+            largest_mib="(0, inf)",
+        )
+
 
 def run(config: ServeConfig) -> int:
     """Serves until a signal ends it. Returns the code for that: 130 after Ctrl-C."""
@@ -80,13 +92,12 @@ def run(config: ServeConfig) -> int:
         if made:
             print(f"{TOKEN}={tokens[0]}", flush=True)
         print("Ctrl-C ends it", flush=True)
-        application = Server(Worker(env), tokens, limits, memory).application()
-        return 128 + asyncio.run(serve(application, listening, tls))
+        server = Server(Worker(env), tokens, limits, memory)
+        return 128 + asyncio.run(serve(server.application(), listening, tls, server.wait_loaded()))
 
 
 def check_flags(config: ServeConfig) -> None:
     """ValueError for flags that cannot be, before anything is loaded."""
-    check_port(config.port)
     if config.host not in LOOPBACK and config.cert is None and not config.plain:
         raise ValueError(
             f"got --host {config.host} without --cert, so that tokens would be read on the way; wanted "
@@ -94,13 +105,6 @@ def check_flags(config: ServeConfig) -> None:
         )
     if config.key is not None and config.cert is None:
         raise ValueError("got --key without --cert; wanted both")
-    if not 1 <= config.sessions <= 4096:
-        raise ValueError(f"got --sessions {config.sessions}; wanted 1 to 4096")
-    for name, value in (("keep", config.keep), ("largest-mib", config.largest_mib)):
-        if not 0 < value < float("inf"):
-            raise ValueError(f"got --{name} {value}; wanted a positive number")
-    if not 0 <= config.memory_mib < float("inf"):
-        raise ValueError(f"got --memory-mib {config.memory_mib}; wanted a positive number, or 0")
 
 
 def choose_tokens(config: ServeConfig) -> tuple[list[str], bool]:

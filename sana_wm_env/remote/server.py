@@ -83,9 +83,10 @@ class Server:
         self.worker, self.limits, self.memory_bytes = worker, limits, memory_bytes
         self.metrics = Metrics()
         self.stage = "loading"
+        self.failure: Exception | None = None
         self._owners = {_digest(token): Owner(limits) for token in tokens}
         self._thread = ThreadPoolExecutor(1, "sana-wm-serve")
-        self._ready = asyncio.Event()
+        self._over = asyncio.Event()  # the loading
         self._open: set[web.WebSocketResponse] = set()
 
     def application(self) -> web.Application:
@@ -99,8 +100,10 @@ class Server:
         return app
 
     async def wait_loaded(self) -> None:
-        """Returns once clients may come in."""
-        await self._ready.wait()
+        """Returns once clients may come in. Raises what kept the world from being loaded."""
+        await self._over.wait()
+        if self.failure is not None:
+            raise self.failure
 
     async def _run(self, app: web.Application) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(self._load()), asyncio.create_task(self._sweep())]
@@ -114,8 +117,8 @@ class Server:
         try:
             await loop.run_in_executor(self._thread, self.worker.load)
         except Exception as error:
-            logging.getLogger(__name__).error("the world cannot be loaded: %s", error)
-            self.stage = "failed"
+            self.stage, self.failure = "failed", error
+            self._over.set()
             return
         if self.memory_bytes is not None:
             states = max(1, self.memory_bytes // self.worker.state_bytes())
@@ -123,7 +126,7 @@ class Server:
             for owner in self._owners.values():
                 owner.limits = limits
         self.stage = "ready"
-        self._ready.set()
+        self._over.set()
 
     async def _sweep(self) -> None:
         """Ends sessions that nobody came back to."""

@@ -1,5 +1,6 @@
 """Who may come in, how much they may have, and what nonsense does: nothing."""
 
+import shutil
 import ssl
 import threading
 import time
@@ -17,6 +18,7 @@ from remote_here import ALICE, BOB, Serving  # noqa: E402
 from websockets.exceptions import ConnectionClosed  # noqa: E402
 from websockets.sync.client import connect  # noqa: E402
 
+from sana_wm_env.cli import main  # noqa: E402
 from sana_wm_env.env import SanaWMEnv  # noqa: E402
 from sana_wm_env.remote import wire  # noqa: E402
 from sana_wm_env.remote.client import RemoteWorld, SessionLost  # noqa: E402
@@ -428,3 +430,11 @@ def until(true, seconds: float = 10.0) -> None:
     while not true():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def test_a_world_that_cannot_be_loaded_ends_the_command(weights, tmp_path, capsys):
+    broken = shutil.copytree(weights.model_folder, tmp_path / "broken")
+    with open(broken / "transformer.safetensors", "r+b") as file:
+        file.truncate(4096)
+    assert main(["serve", "--world", str(broken), "--port", "0"]) == 2
+    assert "transformer.safetensors" in capsys.readouterr().err
