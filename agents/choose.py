@@ -13,6 +13,7 @@ import sana_wm_env  # noqa: F401  # registers the environments
 from sana_wm_env.base import CameraEnv
 from sana_wm_env.env import SanaWMEnv
 from sana_wm_env.model.world import WorldModel
+from sana_wm_env.settings import check_settings
 from sana_wm_env.tasks import Task
 
 from .agent import Agent
@@ -56,6 +57,10 @@ class EnvConfig:
     enough for thumbnails
     """
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for values out of range."""
+        check_settings(self, chunks="[1, inf)", image_size="[8, 4096]")
+
     def make(self, **options: Any) -> gym.Env:
         """The environment, with dict observations."""
         return gym.make(
@@ -64,8 +69,6 @@ class EnvConfig:
 
     def arguments(self) -> dict[str, Any]:
         """Returns the arguments of `gymnasium.make` and `make_vec`."""
-        if self.chunks < 1:
-            raise ValueError(f"got chunks={self.chunks}; wanted at least 1")
         if self.env not in gym.registry or not self.env.startswith("SanaWM-"):
             known = ", ".join(name for name in gym.registry if name.startswith("SanaWM-"))
             raise ValueError(f"got the environment {self.env!r}; wanted one of {known}")
@@ -101,6 +104,10 @@ class AgentConfig:
     anchor_every: int = 1
     """of a planner in an exact environment: chunks between the true frames that its model starts from"""
     planner: PlannerConfig = field(default_factory=PlannerConfig)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values out of range."""
+        check_settings(self, anchor_every="[1, inf)")
 
     def make(self, env: CameraEnv, place: EnvConfig, world: WorldModel | None = None) -> Agent:
         """Makes the agent for an environment. `world`: a loaded model to imagine with in an exact

@@ -20,6 +20,7 @@ from sana_wm_env.evaluation.report import Notebook, plain, versions
 from sana_wm_env.files import write_json
 from sana_wm_env.outputs import Output, check_outputs
 from sana_wm_env.progress import Progress, progress
+from sana_wm_env.settings import check_settings
 
 from .agent import Agent, unwrapped
 from .choose import AgentConfig, EnvConfig
@@ -39,6 +40,10 @@ class EvaluateConfig:
     """episode i is played with seed + i"""
     json: Path | None = None
     """the report; episodes that are done are kept in FILE.part until all are"""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values out of range."""
+        check_settings(self, episodes="[1, inf)", seed="[0, inf)")
 
 
 def play(agent: Agent, env: gym.Env, seed: int, on_step: Callable[[Any, dict], None] | None = None) -> Record:
@@ -164,11 +169,6 @@ def play_episodes(
 
 def run(config: EvaluateConfig) -> None:
     """Plays the episodes, prints the table, writes the report."""
-    if config.episodes < 1 or config.seed < 0:
-        raise ValueError(
-            f"got episodes={config.episodes}, seed={config.seed}; wanted at least 1 episode "
-            "and a seed of 0 or more"
-        )
     check_outputs(Output("--json", config.json, (".json",)))
     env = config.where.make()
     agent = config.who.make(unwrapped(env), config.where)

@@ -9,6 +9,7 @@ from typing import Any
 from sana_wm_env.outputs import Output, check_outputs, name_beside
 from sana_wm_env.progress import progress
 from sana_wm_env.recorder import RecordChunks
+from sana_wm_env.settings import check_settings
 
 from .agent import unwrapped
 from .choose import AgentConfig, EnvConfig
@@ -25,6 +26,10 @@ class RunConfig:
     """of the environment and of the agent"""
     out: Path = Path("agent.mp4")
     """the video; poses, actions and rewards are written beside it as .npz"""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values out of range."""
+        check_settings(self, seed="[0, inf)")
 
 
 def run(config: RunConfig) -> None:

@@ -1,5 +1,6 @@
 """What fixes a network: sizes, numerics switches, and the table of presets."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any, Literal, get_args
@@ -168,8 +169,7 @@ class WorldConfig:
             raise ValueError(f"dtype is {self.dtype!r}; it must be 'float32', 'bfloat16' or 'auto'")
         if not self.variants or not set(self.variants) <= set(VARIANTS):
             raise ValueError(f"variants are {self.variants}; wanted some of {', '.join(VARIANTS)}")
-        if len(self.sigmas) < 2 or self.sigmas[-1] != 0 or any(a <= b for a, b in pairwise(self.sigmas)):
-            raise ValueError(f"sigmas are {self.sigmas}; they must fall strictly and end at 0")
+        check_sigmas(self.sigmas)
         for name in ("image_size", "grid"):
             if len(getattr(self, name)) != 2 or min(getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be (height, width)")
@@ -212,6 +212,13 @@ PRESETS: dict[str, TransformerConfig] = {
         depth=20, width=2240, heads=20, in_channels=128, mlp_ratio=3.0, text_width=2304, text_tokens=300
     ),
 }
+
+
+def check_sigmas(sigmas: Sequence[float]) -> None:
+    """Raises ValueError for what a sampler cannot walk down."""
+    falls = all(a > b for a, b in pairwise(sigmas))
+    if len(sigmas) < 2 or not falls or not sigmas[0] <= 1 or sigmas[-1] != 0:
+        raise ValueError(f"got the sigmas {sigmas}; wanted noise levels that fall from 1 at most to 0")
 
 
 def preset(name: str) -> TransformerConfig:

@@ -24,6 +24,7 @@ arrays                     .npy and .npz of strangers, in bounded memory
 outputs, progress, extras  what a command will write, checked first; bars; packages that are not installed
 contact_sheet              labelled pictures for reports
 files, numbers, machine    whole files, numbers from anything, free memory; native: compiled C++
+settings                   the numbers in the flags of commands, checked when they are constructed
 model/                     the network and its state (installed from ../model), model/README.md has a map
 train/                     training a world (from ../train)
 play/                      walking through a world in a browser

@@ -16,6 +16,7 @@ import argparse
 import difflib
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -322,7 +323,7 @@ def describe(error: Exception) -> str:
 
 
 def _dispatch(commands: dict[str, Any], argv: list[str], program: str, description: str) -> int | None:
-    """Runs the command that the first word names. SystemExit after help, and for words that name none."""
+    """Runs the command that the first word names. ValueError for words that name none."""
     from .commands import help as help_texts
 
     if program == "sana-wm" and argv[:1] in (["--version"], ["-V"]):
@@ -332,7 +333,7 @@ def _dispatch(commands: dict[str, Any], argv: list[str], program: str, descripti
         return 0
     if not argv or argv[0] in ("--help", "-h"):
         print(help_texts.list_commands(commands, program, description))
-        raise SystemExit(0)
+        return 0
     chosen = commands.get(argv[0])
     program = f"{program} {argv[0]}"
     if isinstance(chosen, Group):
@@ -340,17 +341,16 @@ def _dispatch(commands: dict[str, Any], argv: list[str], program: str, descripti
     if chosen is None:
         near = difflib.get_close_matches(argv[0], commands, 1)
         meant = f"did you mean {near[0]}?" if near else f"wanted one of {', '.join(commands)}"
-        print(f"sana-wm: got {program!r}, which is no command; {meant}", file=sys.stderr)
-        raise SystemExit(2)
+        raise ValueError(f"got {program!r}, which is no command; {meant}")
     if {"--help", "-h"} & set(argv[1:]):
         print(help_texts.read_help(program.split()[1:]))
-        raise SystemExit(0)
+        return 0
     function = load_function(chosen)
     return function(_parse(function, argv[1:], program))
 
 
 def _parse(function: Callable[..., Any], argv: list[str], program: str) -> Any:
-    """The config that the flags make. SystemExit, after one line, if they make none."""
+    """The config that the flags make. ValueError if they make none."""
     import tyro
 
     config_type = get_type_hints(function)["config"]
@@ -359,9 +359,10 @@ def _parse(function: Callable[..., Any], argv: list[str], program: str) -> Any:
         with redirect_stderr(said):
             return tyro.cli(config_type, prog=program, args=argv, config=(tyro.conf.OmitArgPrefixes,))
     except SystemExit as end:
+        if not end.code:
+            raise
         said.seek(0)
-        print(f"sana-wm: {_complaint(said.read(), program)}", file=sys.stderr)
-        raise SystemExit(end.code or 2) from None
+        raise ValueError(_complaint(said.read(), program)) from None
 
 
 def _complaint(box: str, program: str) -> str:
@@ -370,6 +371,7 @@ def _complaint(box: str, program: str) -> str:
     lines = [text if text.strip("-") else "" for text in stripped]
     lines = lines[1:] if lines[:1] == [""] else lines  # without corners a rule is drawn below the title
     wrong = " ".join(takewhile(bool, lines)) or "got flags that cannot be read"
+    wrong = re.sub(r"^Error parsing [\w.]+: ", "", wrong)  # of a config that refuses its values
     meant = [line.split()[0] for line in lines[len(lines) - 1 : 0 : -1] if line.startswith("--")]
     near = f"; did you mean {meant[-1]}?" if meant and "Perhaps you meant:" in lines else ";"
     return f"{wrong}{near} {program} --help lists the flags"

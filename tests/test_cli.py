@@ -40,33 +40,27 @@ def commands() -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_every_command_explains_itself(words, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        cli.main([*words, "--help"])
-    assert exit_.value.code == 0
+    assert cli.main([*words, "--help"]) == 0
     assert "usage: sana-wm " + " ".join(words) in capsys.readouterr().out
 
 
 def test_no_command_shows_help(capsys):
-    with pytest.raises(SystemExit) as exit_:
-        cli.main([])
-    assert exit_.value.code == 0 and "generate" in capsys.readouterr().out
+    assert cli.main([]) == 0 and "generate" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     "argv", [["genrate"], ["evaluate", "beauty"], ["generate", "--sede", "1"], ["train", "--steps", "1"]]
 )
 def test_unknown_words_exit_2(argv, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        cli.main(argv)
-    assert exit_.value.code == 2
+    assert cli.main(argv) == 2
 
 
 def test_a_user_error_is_one_line_unless_the_traceback_is_wanted(monkeypatch, capsys):
     argv = ["evaluate", "fidelity", "--episodes", "1"]
     assert cli.main(argv) == 2
-    assert capsys.readouterr().err.startswith("sana-wm: got episodes=1")
+    assert capsys.readouterr().err.startswith("sana-wm: got --episodes 1")
     monkeypatch.setenv("SANA_WM_TRACEBACK", "1")
-    with pytest.raises(ValueError, match="episodes=1"):
+    with pytest.raises(ValueError, match="episodes 1"):
         cli.main(argv)
 
 

@@ -109,8 +109,8 @@ def test_every_command_is_one_and_has_its_flags(path):
 
 def help_of(*command: str) -> set[str]:
     out = io.StringIO()
-    with contextlib.redirect_stdout(out), pytest.raises(SystemExit):
-        cli.main([*command, "--help"])
+    with contextlib.redirect_stdout(out):
+        assert cli.main([*command, "--help"]) == 0
     return set(re.findall(r"--[a-z0-9-]+", out.getvalue()))
 
 

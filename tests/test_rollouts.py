@@ -43,6 +43,5 @@ def test_the_page(capsys):
     said = capsys.readouterr().out
     assert "measured" in said and " 139 " in said  # 1e6 x 0.5 s
     assert cli.main(["plan", "rollouts", "--precision", "nvfp4"]) == 2
-    with pytest.raises(SystemExit, match="2"):
-        cli.main(["plan", "rollouts", "--workers", "0"])
-    assert "got --workers=0" in capsys.readouterr().err
+    assert cli.main(["plan", "rollouts", "--workers", "0"]) == 2
+    assert "got --workers 0" in capsys.readouterr().err

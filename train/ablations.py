@@ -29,6 +29,7 @@ from sana_wm_env.model.sampler import STREAMING_SHIFT, STREAMING_SIGMAS, shifted
 from sana_wm_env.model.world import WorldModel
 from sana_wm_env.outputs import Output, check_outputs
 from sana_wm_env.progress import progress
+from sana_wm_env.settings import check_settings
 
 from .bidirectional import BidirectionalConfig
 from .data.latents import LatentClips, Sessions, Window, room_clips
@@ -102,6 +103,9 @@ class AblationsConfig(BidirectionalConfig):
     out: Path = Path("runs/ablations")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        any_number = "[0, inf)"
+        check_settings(self, seeds="[1, inf)", further=any_number, validation="[1, inf)", episodes=any_number)
         if unknown := set(self.variants) - set(VARIANTS):
             raise ValueError(f"unknown variants {sorted(unknown)}; known are {', '.join(VARIANTS)}")
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sana_wm_env.model.codecs.autoencoder import TEMPORAL_STRIDE, Autoencoder, AutoencoderConfig, group
 from sana_wm_env.model.world import WorldModel
+from sana_wm_env.settings import check_settings
 
 from .data.packed import packed_tars, read_packed
 from .data.rooms import clip_file, read_clip_file, write_clip_files
@@ -43,6 +44,9 @@ class AutoencoderStageConfig:
     start_from: str = ""
     shards: int = 64
     size: tuple[int, int] = (64, 64)
+
+    def __post_init__(self) -> None:
+        check_settings(self, shards="[0, inf)", size="[8, 4096]")
 
 
 class AutoencoderStage(Stage):

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from sana_wm_env.model.config import TransformerConfig
+from sana_wm_env.settings import check_settings
 
 from .flow import FlowConfig, FlowStage
 from .loop import LoopConfig, train
@@ -25,6 +26,10 @@ class BidirectionalConfig(FlowConfig):
     stage: ClassVar[str] = "bidirectional"
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1000))
     softmax_every: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_settings(self, softmax_every="[0, inf)")
 
 
 class BidirectionalStage(FlowStage):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sana_wm_env.model.network.execution import chunk_sizes
+from sana_wm_env.settings import check_settings
 
 from .flow import FlowConfig, FlowStage
 from .levels import CLEAN_PAST, chunk_levels
@@ -33,6 +34,10 @@ class CausalConfig(FlowConfig):
     init_from: str = "bidirectional"
     frames: int = 7
     clean_past: float = CLEAN_PAST
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_settings(self, clean_past="[0, 1]")
 
 
 class CausalStage(FlowStage):

@@ -11,12 +11,13 @@ from sana_wm_env.camera import CHUNK_FRAMES
 from sana_wm_env.files import replacing_folder
 from sana_wm_env.model.codecs.autoencoder import SPATIAL_STRIDE, TEMPORAL_STRIDE
 from sana_wm_env.model.codecs.text import TextEncoder, TextEncoderConfig
-from sana_wm_env.model.config import VARIANTS, WorldConfig, preset
+from sana_wm_env.model.config import VARIANTS, WorldConfig, check_sigmas, preset
 from sana_wm_env.model.network.transformer import Transformer
 from sana_wm_env.model.sampler import STREAMING_SIGMAS
 from sana_wm_env.model.storage.worlds import CONFIG, save_world
 from sana_wm_env.model.world import WorldModel
 from sana_wm_env.rooms import paths
+from sana_wm_env.settings import check_settings
 
 from .autoencoder import load_trained
 from .data.packed import PACKED, packed_paths, packed_tars
@@ -53,6 +54,10 @@ class ExportConfig:
     data: Path | None = None
     name: str = ""
     sigmas: tuple[float, ...] = STREAMING_SIGMAS
+
+    def __post_init__(self) -> None:
+        check_settings(self, size="[8, 4096]")
+        check_sigmas(self.sigmas)
 
 
 def assemble(config: ExportConfig) -> WorldModel:

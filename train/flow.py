@@ -23,6 +23,7 @@ from sana_wm_env.model.storage.tensors import read_tensors
 from sana_wm_env.model.storage.weights import is_unused
 from sana_wm_env.model.storage.worlds import CONFIG, is_bundled
 from sana_wm_env.model.world import WorldModel
+from sana_wm_env.settings import check_settings
 
 from .autoencoder import load_trained
 from .data.latents import LatentClips, Window, encoded_rooms
@@ -75,6 +76,11 @@ class FlowConfig:
     frames: int = 4
     shift: float = 9.95
     stage: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        any_number = "[0, inf)"
+        shards = dict.fromkeys(("shards", "home_shards", "sessions", "home_sessions"), any_number)
+        check_settings(self, size="[8, 4096]", frames="[1, inf)", shift="(0, inf)", **shards)
 
     @property
     def home(self) -> Path:

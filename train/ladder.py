@@ -27,6 +27,7 @@ from sana_wm_env.model.codecs.refiner import HOMES, NETWORK
 from sana_wm_env.model.storage.worlds import CONFIG, is_bundled, save_world
 from sana_wm_env.model.world import WorldModel
 from sana_wm_env.progress import write_line
+from sana_wm_env.settings import check_settings
 
 from .autoencoder import load_trained, result_path
 from .checkpoints import Progress, latest, read_rest
@@ -85,6 +86,17 @@ class LadderConfig:
     episodes: int = 24
     chunks: int = CHUNKS[-1]
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self,
+            hours="(0, inf)",
+            processes="[0, 4096]",
+            nice="[0, 19]",
+            score_minutes="(0, inf)",
+            episodes="[2, inf)",
+            chunks="[1, inf)",
+        )
 
     @property
     def home(self) -> Path:
@@ -151,13 +163,6 @@ def run(config: LadderConfig) -> None:
 
 
 def _check(config: LadderConfig) -> None:
-    if not config.hours > 0 or not config.score_minutes > 0 or config.episodes < 2 or config.processes < 0:
-        raise ValueError(
-            f"got --hours {config.hours:g}, --score-minutes {config.score_minutes:g}, --episodes "
-            f"{config.episodes}, --processes "
-            f"{config.processes}; wanted hours and minutes above 0, at least 2 episodes, "
-            "and 0 processes or more"
-        )
     if config.scored_on is not None and config.data is None:
         raise ValueError("got --scored-on without --data; a world of rooms is scored in rooms")
 

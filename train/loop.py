@@ -12,11 +12,13 @@ import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from sana_wm_env.progress import progress, write_line
+from sana_wm_env.settings import check_choice, check_settings
 
 from .checkpoints import Progress, Training, latest, resume, save
 from .checkpoints import load_average as load_average
@@ -77,6 +79,21 @@ class LoopConfig:
     compile: bool = False
     optim: OptimConfig = field(default_factory=OptimConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self,
+            steps="[0, inf)",
+            hours="[0, inf)",
+            minutes="[0, inf)",
+            batch="[1, inf)",
+            accumulate="[1, inf)",
+            seed="[0, 9223372036854775807]",
+            ema="[0, 1)",
+            save_minutes="[0, inf)",
+            preview="[0, inf)",
+        )
+        check_choice("--precision", self.precision, get_args(Precision))
 
 
 def train(stage: Stage, config: LoopConfig, out: Path) -> nn.Module:

@@ -21,6 +21,7 @@ from sana_wm_env.model.network.transformer import Transformer
 from sana_wm_env.model.sampler import frame_timesteps, shift, with_image
 from sana_wm_env.model.storage.tensors import read_tensors
 from sana_wm_env.progress import progress
+from sana_wm_env.settings import check_settings
 
 from .data.latents import LatentClips, Window
 from .flow import FlowStage
@@ -52,6 +53,10 @@ class OdeConfig(StreamingConfig):
     trajectories: int = 512
     teacher_steps: int = 60
     guidance: float = 3.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_settings(self, trajectories="[16, inf)", teacher_steps="[1, inf)", guidance="[0, inf)")
 
 
 @torch.inference_mode()

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sana_wm_env.settings import check_choice, check_settings
+
 from .precision import compute_dtype
 from .processes import rank, world_size
 
@@ -40,6 +42,21 @@ class OptimConfig:
     warmup: int = 50
     decay: float = 0.4
     clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_choice("--method", self.method, ("muon", "adamw"))
+        check_settings(
+            self,
+            lr="[0, inf)",
+            adam_lr="[0, inf)",
+            betas="[0, 1)",
+            eps="(0, inf)",
+            momentum="[0, 1)",
+            weight_decay="[0, inf)",
+            warmup="[0, inf)",
+            decay="[0, 1]",
+            clip="(0, inf)",
+        )
 
 
 PUBLISHED = OptimConfig(

@@ -27,6 +27,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from sana_wm_env.model.network.execution import chunk_sizes
 from sana_wm_env.model.network.transformer import Transformer
 from sana_wm_env.model.tree import map_tensors
+from sana_wm_env.settings import check_settings
 
 from .processes import rank, world_size
 
@@ -54,14 +55,11 @@ class ParallelConfig:
     timeout_s: float = 300.0
 
     def __post_init__(self) -> None:
-        if self.context < 1:
-            raise ValueError(f"context is {self.context}; it must be at least 1")
+        check_settings(self, context="[1, inf)", timeout_s="(0, inf)")
         if self.bf16 and not self.shard:
             raise ValueError(
                 "--bf16 needs --shard, which keeps the float32 parameters that the optimiser works on"
             )
-        if self.timeout_s <= 0:
-            raise ValueError(f"timeout_s is {self.timeout_s}; it must be positive")
 
 
 # ---- parameters

@@ -29,12 +29,14 @@ from sana_wm_env.files import replacing_folder, write_json
 from sana_wm_env.model.codecs.autoencoder import SPATIAL_STRIDE, TEMPORAL_STRIDE
 from sana_wm_env.model.codecs.refiner import NETWORK, WEIGHTS, find_refiner
 from sana_wm_env.model.codecs.text import TextEncoder, TextEncoderConfig
+from sana_wm_env.model.config import check_sigmas
 from sana_wm_env.model.network.refiner import RefinerConfig, RefinerNetwork
 from sana_wm_env.model.refiner import Refiner, remember, sample
 from sana_wm_env.model.state import RefinerState
 from sana_wm_env.model.storage.layouts import CONFIG
 from sana_wm_env.model.storage.weights import load
 from sana_wm_env.model.world import WorldModel
+from sana_wm_env.settings import check_settings
 
 from .data.pairs import Pairs, encoded_pairs
 from .loop import LoopConfig, train
@@ -90,6 +92,12 @@ class RefineConfig:
     lora_rank: int = 32
     text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     out: Path | None = None
+
+    def __post_init__(self) -> None:
+        counts = dict.fromkeys(("layers", "heads", "head_dim", "window"), "[1, inf)")
+        shards = dict.fromkeys(("sessions", "home_sessions", "lora_rank"), "[0, inf)")
+        check_settings(self, **counts, **shards)
+        check_sigmas(self.sigmas)
 
     @property
     def home(self) -> Path:

@@ -19,6 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from sana_wm_env.model.config import TransformerConfig, preset
 from sana_wm_env.model.network.execution import Rule, chunk_spans
 from sana_wm_env.model.network.transformer import PLUCKER_CHANNELS, TimeEmbedding, Transformer
+from sana_wm_env.settings import check_settings
 
 from .parallel import segment_borders
 
@@ -81,16 +82,24 @@ class PlanConfig:
     ema: bool = True
 
     def __post_init__(self) -> None:
-        if self.gpus < 1 or self.context < 1 or self.gpus % self.context:
+        check_settings(
+            self,
+            gpus="[1, inf)",
+            context="[1, inf)",
+            frames="[1, inf)",
+            size="[1, inf)",
+            utilisation="(0, 1]",
+            peak_tflops="(0, inf)",
+            memory_gb="(0, inf)",
+        )
+        if self.gpus % self.context:
             raise ValueError(
                 f"{self.gpus} GPUs do not divide into groups of {self.context} that share a clip"
             )
-        if self.frames < 1 or (self.frames - 1) % TEMPORAL:
+        if (self.frames - 1) % TEMPORAL:
             raise ValueError(f"frames is {self.frames}; a clip has 1 + {TEMPORAL} n frames, such as 961")
-        if min(self.size) < SPATIAL or any(side % SPATIAL for side in self.size):
+        if any(side % SPATIAL for side in self.size):
             raise ValueError(f"size is {self.size}; both must be multiples of {SPATIAL}")
-        if not 0 < self.utilisation <= 1:
-            raise ValueError(f"utilisation is {self.utilisation}; it must lie between 0 and 1")
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from sana_wm_env.model.config import TransformerConfig
 from sana_wm_env.model.network.execution import chunk_spans
 from sana_wm_env.model.network.transformer import Transformer
 from sana_wm_env.model.sampler import frame_timesteps, with_image
+from sana_wm_env.settings import check_settings
 
 from .data.latents import Window
 from .export import export_stage
@@ -58,6 +59,12 @@ class SelfForcingConfig(StreamingConfig):
     every: int = 5
     guidance: float = 3.0
     critic_rate: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_settings(
+            self, cached="[-1, inf)", every="[1, inf)", guidance="[0, inf)", critic_rate="(0, inf)"
+        )
 
 
 class SelfForcingStage(StreamingStage):

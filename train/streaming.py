@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sana_wm_env.model.config import check_sigmas
 from sana_wm_env.model.contexts import CameraContext, TextContext
 from sana_wm_env.model.network.execution import chunk_spans
 from sana_wm_env.model.network.transformer import Transformer
@@ -30,6 +31,10 @@ class StreamingConfig(FlowConfig):
     frames: int = 7
     sigmas: tuple[float, ...] = STREAMING_SIGMAS
     pack: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sigmas(self.sigmas)
 
 
 class StreamingStage(FlowStage):

@@ -19,6 +19,7 @@ from sana_wm_env.model.network.execution import chunk_spans
 from sana_wm_env.model.sampler import with_image
 from sana_wm_env.model.state import TransformerState
 from sana_wm_env.model.tree import map_tensors
+from sana_wm_env.settings import check_settings
 
 from .data.latents import Window
 from .export import export_stage
@@ -53,11 +54,8 @@ class TeacherForcingConfig(StreamingConfig):
     own_past: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("short", "own_past"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"got --{name.replace('_', '-')} {getattr(self, name)}; wanted a share, from 0 to 1"
-                )
+        super().__post_init__()
+        check_settings(self, short_frames="[1, inf)", short="[0, 1]", own_past="[0, 1]")
 
 
 class TeacherForcingStage(StreamingStage):

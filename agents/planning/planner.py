@@ -66,7 +66,7 @@ class PlannerConfig:
             or len({*self.axes}) < len(self.axes)
         ):
             raise ValueError(f"got axes={self.axes!r}; wanted different numbers from 0 to 5")
-        if not 0 < self.least_spread <= self.spread:
+        if not 0 < self.least_spread <= self.spread < math.inf:
             raise ValueError(
                 f"got spread={self.spread!r}, least_spread={self.least_spread!r}; wanted 0 < "
                 "least_spread <= spread"

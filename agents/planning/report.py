@@ -26,6 +26,7 @@ from sana_wm_env.files import write_json
 from sana_wm_env.model.world import WorldModel
 from sana_wm_env.outputs import Output, check_outputs
 from sana_wm_env.progress import progress
+from sana_wm_env.settings import check_settings
 
 from ..agent import unwrapped
 from ..choose import PLANNERS, AgentConfig, AgentName, EnvConfig
@@ -65,6 +66,12 @@ class PlanningConfig:
     """candidates that are imagined together and one after the other, for their speed; 0 to leave it out"""
     json: Path | None = None
     """the report; episodes that are done are kept in FILE.part until all are"""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values out of range."""
+        counts = ("anchor_every", "episodes", "chunks", "imagined_candidates", "imagined_iterations")
+        intervals = dict.fromkeys(counts, "[1, inf)")
+        check_settings(self, seed="[0, inf)", speed_candidates="[0, inf)", **intervals)
 
 
 @dataclass(frozen=True)
@@ -141,11 +148,6 @@ def speed(config: PlanningConfig) -> dict[str, Any]:
 
 def run(config: PlanningConfig) -> None:
     """Plays all rows, prints the table, writes the report."""
-    if config.episodes < 1 or config.seed < 0:
-        raise ValueError(
-            f"got episodes={config.episodes}, seed={config.seed}; wanted at least 1 episode "
-            "and a seed of 0 or more"
-        )
     check_outputs(Output("--json", config.json, (".json",)))
     asked, seeds = rows(config), range(config.seed, config.seed + config.episodes)
     notebook = Notebook(config.json, plain(config))

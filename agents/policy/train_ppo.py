@@ -27,6 +27,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor
 from sana_wm_env.base import CameraEnv
 from sana_wm_env.evaluation.report import plain, versions
 from sana_wm_env.files import replacing, write_json
+from sana_wm_env.settings import check_settings
 
 from ..choose import EnvConfig
 from .ppo import PPOAgent as PPOAgent
@@ -89,6 +90,23 @@ class TrainConfig:
     """of the two layers of policy and value"""
     snapshot_every: int = 1024
     """chunks between policies that are kept"""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values out of range."""
+        check_settings(
+            self,
+            steps="[1, inf)",
+            seed="[0, inf)",
+            envs="[1, inf)",
+            rollout="[2, inf)",
+            learning_rate="(0, inf)",
+            epochs="[1, inf)",
+            batch="[2, inf)",
+            discount="[0, 1]",
+            entropy="[0, inf)",
+            width="[1, inf)",
+            snapshot_every="[1, inf)",
+        )
 
 
 def make_envs(config: TrainConfig) -> VecEnv:
@@ -163,9 +181,6 @@ class Returns:
 
 def train(config: TrainConfig) -> None:
     """Trains, or resumes. A second call after the end does nothing."""
-    for name, least in {"steps": 1, "envs": 1, "rollout": 2, "batch": 2, "snapshot_every": 1}.items():
-        if getattr(config, name) < least:
-            raise ValueError(f"got {name}={getattr(config, name)}; wanted at least {least}")
     check_outputs(Output("--out", config.out, folder=True))
     config.out.mkdir(parents=True, exist_ok=True)
     _remember(config)

@@ -19,6 +19,7 @@ from sana_wm_env.extras import check_installed
 from sana_wm_env.files import write_json, write_whole
 from sana_wm_env.outputs import Output, check_outputs, name_beside
 from sana_wm_env.progress import progress
+from sana_wm_env.settings import check_settings
 
 from ..agent import Agent, unwrapped
 from ..choose import AgentConfig, AgentName, EnvConfig
@@ -53,6 +54,17 @@ class TransferConfig:
     """the report; its picture lies beside it as .png, and episodes that are done in FILE.part until all
     are
     """
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values out of range."""
+        check_settings(
+            self,
+            per_run="[1, inf)",
+            episodes="[2, inf)",
+            seed="[0, inf)",
+            chunks="[1, inf)",
+            image_size="[8, 4096]",
+        )
 
 
 def policies(config: TransferConfig) -> dict[str, Path]:
@@ -152,11 +164,6 @@ def draw(
 
 def run(config: TransferConfig) -> None:
     """Plays all of them in both worlds, prints the table, writes the report and the picture."""
-    if config.episodes < 2 or config.per_run < 1:
-        raise ValueError(
-            f"got episodes={config.episodes}, per_run={config.per_run}; wanted at least 2 episodes and 1 "
-            "policy per run"
-        )
     check_outputs(
         Output("--json", config.json, (".json",)), Output("its picture", name_beside(config.json, ".png"))
     )

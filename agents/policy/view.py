@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from sana_wm_env.base import CameraEnv
+from sana_wm_env.settings import check_settings
 
 from ..agent import WALK, Action, steer
 
@@ -30,6 +31,10 @@ class View:
     """entries of the observation that are shown; none given: all but the intrinsics and the pose since the
     first frame
     """
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values out of range."""
+        check_settings(self, side="[1, 1024]", axes="[0, 5]")
 
     def space(self, seen: gym.spaces.Dict) -> gym.spaces.Box:
         """The space of `see`, for observations in `seen`.

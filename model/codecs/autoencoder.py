@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sana_wm_env.settings import check_settings
+
 TEMPORAL_STRIDE = 8
 SPATIAL_STRIDE = 8
 PATCH = 4
@@ -29,6 +31,16 @@ class AutoencoderConfig:
     coarse: int = 192
     encoder_blocks: int = 2
     decoder_blocks: int = 3
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self,
+            latent_channels="[1, 4096]",
+            fine="[1, 8192]",
+            coarse="[1, 8192]",
+            encoder_blocks="[0, 256]",
+            decoder_blocks="[0, 256]",
+        )
 
 
 class DecoderState(NamedTuple):

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sana_wm_env.settings import check_settings
+
 
 @dataclass(frozen=True)
 class TextEncoderConfig:
@@ -21,6 +23,9 @@ class TextEncoderConfig:
 
     width: int = 64
     tokens: int = 32
+
+    def __post_init__(self) -> None:
+        check_settings(self, width="[2, 65536]", tokens="[1, 65536]")
 
 
 class TextEncoder:

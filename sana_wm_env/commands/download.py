@@ -27,6 +27,7 @@ from sana_wm_env.model.storage.hub import (
 from sana_wm_env.model.storage.layouts import published_world
 from sana_wm_env.model.storage.worlds import CheckpointError
 
+from ..extras import check_installed
 from ..machine import free_memory
 
 
@@ -70,6 +71,7 @@ def run(config: DownloadConfig) -> int:
             or "it would be fetched"
         )
         return 0
+    check_installed("huggingface_hub", f"fetching {name}")
     if no_room and not config.anyway:
         raise CheckpointError(f"{no_room}. --anyway fetches it for another machine")
     if no_disk:

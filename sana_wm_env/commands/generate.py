@@ -37,6 +37,7 @@ from ..outputs import Output, check_outputs, name_beside
 from ..progress import progress
 from ..rooms.floor_plan import draw_floor_plan
 from ..rooms.room import Room, choose_room, look, stands_clear
+from ..settings import check_settings
 from ..video import VideoWriter, enlarge
 
 ROOMS_TRIED = 64
@@ -107,6 +108,13 @@ class GenerateConfig:
     """other devices for the world's parts, such as: autoencoder cuda:1 text cpu; text release frees its
     memory once the text is encoded
     """
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values out of range."""
+        counts = dict.fromkeys(("frames", "steps"), f"[1, {MOST}]")
+        check_settings(
+            self, seed="[0, inf)", fov_deg="(0, 180)", shift="(0, inf)", guidance="(-inf, inf)", **counts
+        )
 
 
 class Schedule(NamedTuple):
@@ -282,8 +290,6 @@ def schedule_of(config: GenerateConfig, settings: WorldConfig) -> Schedule:
         steps = len(settings.sigmas) - 1 if config.steps is None else config.steps
         return Schedule(shifted_sigmas(steps, STREAMING_SHIFT if config.shift is None else config.shift), 1.0)
     guidance = CLIP_GUIDANCE if config.guidance is None else config.guidance
-    if not np.isfinite(guidance):
-        raise ValueError(f"got --guidance {guidance}; wanted a number")
     steps = CLIP_STEPS if config.steps is None else config.steps
     shift = CLIP_SHIFT if config.shift is None else config.shift
     return Schedule(shifted_sigmas(steps, shift), guidance)
@@ -362,11 +368,6 @@ def check_flags(config: GenerateConfig) -> None:
         Output("the sidecar of --out", name_beside(config.out, ".npz")),
         inputs=(config.image, config.camera or actions),
     )
-    if config.seed < 0:
-        raise ValueError(f"got --seed {config.seed}; wanted 0 or more")
-    for flag, count in (("--steps", config.steps), ("--frames", config.frames)):
-        if count is not None and count > MOST:
-            raise ValueError(f"got {flag} {count}; wanted at most {MOST}")
     if config.image is None and camera:
         raise ValueError(
             "got --intrinsics or --fov-deg without --image; they are those of the picture that you give"

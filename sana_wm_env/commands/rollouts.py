@@ -22,7 +22,7 @@ from sana_wm_env.model.kernels.tensor_cores import refuse
 from sana_wm_env.model.memory import need
 from sana_wm_env.model.storage.layouts import published_world
 
-from ..numbers import to_number, to_whole
+from ..settings import check_settings
 from .roofline import CARDS, CHUNK_S, bound_seconds, count_pass
 
 FRAMES = 24
@@ -74,16 +74,10 @@ class RolloutsConfig:
 
     def __post_init__(self) -> None:
         """Raises ValueError for values out of range."""
-        for name in ("workers", "slots", "gpus_per_machine", "checkpoint_every"):
-            to_whole(getattr(self, name), f"--{name.replace('_', '-')}", 1)
-        for name in ("chunks", "video_mb", "network_gbps", "failure_hours", "hours"):
-            if to_number(getattr(self, name), f"--{name.replace('_', '-')}") <= 0:
-                raise ValueError(f"got --{name.replace('_', '-')} {getattr(self, name)}; wanted more than 0")
-        for name in ("learner_s", "restart_s"):
-            if to_number(getattr(self, name), f"--{name.replace('_', '-')}") < 0:
-                raise ValueError(f"got --{name.replace('_', '-')} {getattr(self, name)}; wanted 0 or more")
-        if self.chunk_s is not None and not to_number(self.chunk_s, "--chunk-s") > 0:
-            raise ValueError(f"got --chunk-s {self.chunk_s}; wanted more than 0 seconds")
+        counts = ("workers", "slots", "gpus_per_machine", "checkpoint_every", "grid")
+        positive = ("chunks", "chunk_s", "video_mb", "network_gbps", "failure_hours", "hours")
+        intervals = dict.fromkeys(counts, "[1, inf)") | dict.fromkeys(positive, "(0, inf)")
+        check_settings(self, seed="[0, inf)", learner_s="[0, inf)", restart_s="[0, inf)", **intervals)
         if self.device not in CARDS:
             raise ValueError(f"got --device {self.device}; wanted one of {', '.join(CARDS)}")
         if self.precision not in ("bfloat16", *PRECISIONS):

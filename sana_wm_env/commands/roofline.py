@@ -26,6 +26,7 @@ from sana_wm_env.model.quantize import find_layers, weight_of
 from sana_wm_env.model.storage.layouts import published_world
 
 from ..numbers import to_whole
+from ..settings import check_settings
 
 CHUNK_S, MINUTE = 1.5, 40  # seconds of video in a step, steps in a minute
 
@@ -72,6 +73,10 @@ class RooflineConfig:
     preset: str = "2.6b"
     grid: tuple[int, int] = (22, 40)
     cards: tuple[str, ...] = tuple(CARDS)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values out of range."""
+        check_settings(self, grid="[1, inf)")
 
 
 class Pass(NamedTuple):

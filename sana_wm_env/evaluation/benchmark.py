@@ -34,6 +34,7 @@ from ..progress import Progress, progress
 from ..rooms.paths import CHUNK_FRAMES
 from ..rooms.render import render
 from ..rooms.scene import sample_scenes
+from ..settings import check_settings
 from ..video import VideoWriter
 from . import metrics, report
 from .benchmark_scenes import FRAMES, SPLITS, BenchmarkScene, read_scenes, scene_names, write_rooms
@@ -67,6 +68,11 @@ class BenchmarkConfig:
     videos: bool = True
     """keep the imagined videos, with their poses beside them"""
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values out of range."""
+        most = (FRAMES - 1) // CHUNK_FRAMES
+        check_settings(self, scenes="[1, inf)", seed="[0, inf)", chunks=f"[1, {most}]", batch="[1, inf)")
 
 
 def play_scenes(
@@ -213,11 +219,6 @@ def run(config: BenchmarkConfig) -> int:
     """
     from .benchmark_report import write_results
 
-    if config.scenes < 1 or config.batch < 1 or not 1 <= config.chunks <= (FRAMES - 1) // CHUNK_FRAMES:
-        raise ValueError(
-            f"got scenes={config.scenes}, batch={config.batch}, chunks={config.chunks}; wanted at least 1 of "
-            "each, chunks <= 40"
-        )
     check_outputs(Output("--out", config.out, folder=True))
     world = WorldModel.load(config.world, device=config.device)
     size = (world.config.image_size[0], world.config.image_size[1])

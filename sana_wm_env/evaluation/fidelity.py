@@ -35,6 +35,7 @@ from ..progress import progress
 from ..rooms import default_intrinsics
 from ..rooms.paths import CHUNK_FRAMES
 from ..rooms.render import Render, render
+from ..settings import check_settings
 from . import metrics, report
 from .episodes import Episodes, Rooms, check_rooms, draw_episodes, label_rooms, spread_evenly
 from .revisit import sharpness as sharpness_of
@@ -70,6 +71,10 @@ class FidelityConfig:
     batch: int = 8
     """episodes that are imagined at the same time"""
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values out of range."""
+        check_settings(self, episodes="[2, inf)", chunks="[1, inf)", seed="[0, inf)", batch="[1, inf)")
 
 
 @dataclass(frozen=True)
@@ -291,8 +296,6 @@ def run(config: FidelityConfig) -> int:
     """
     from ..contact_sheet import contact_sheet
 
-    if config.batch < 1:
-        raise ValueError(f"got batch={config.batch}; wanted at least 1")
     check_rooms(config.rooms)
     folder = config.out or config.json.parent
     sheets = {rooms: folder / f"{config.json.stem}-{rooms}.png" for rooms in config.rooms}

@@ -40,6 +40,7 @@ from ..progress import Progress, progress
 from ..rooms import default_intrinsics
 from ..rooms.paths import CHUNK_FRAMES
 from ..rooms.render import render
+from ..settings import check_settings
 from . import metrics, report
 from .episodes import Episodes, Rooms, check_rooms, draw_episodes, label_rooms, spread_evenly
 from .fidelity import SHEET_CHUNKS, SHEET_ROWS
@@ -83,6 +84,11 @@ class FollowConfig:
     batch: int = 8
     """episodes that are imagined at the same time"""
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values out of range."""
+        counts = dict.fromkeys(("episodes", "chunks", "seeds", "batch"), "[1, inf)")
+        check_settings(self, seed="[0, inf)", **counts)
 
 
 @dataclass(frozen=True)
@@ -246,8 +252,6 @@ def run(config: FollowConfig) -> int:
     """
     from ..contact_sheet import contact_sheet
 
-    if config.seeds < 1 or config.batch < 1:
-        raise ValueError(f"got seeds={config.seeds}, batch={config.batch}; wanted at least 1 of each")
     check_rooms(config.rooms)
     files = {
         rooms: [name_beside(config.json, f"-{rooms}-{end}.png") for end in ("frames", "errors")]

@@ -31,6 +31,7 @@ from ..progress import Progress, progress
 from ..rooms import default_intrinsics
 from ..rooms.paths import CHUNK_FRAMES, MAX_ROTATION_RAD, twist_paths
 from ..rooms.render import render
+from ..settings import check_settings
 from . import metrics, report
 from .episodes import Episodes, Rooms, check_rooms, draw_episodes, label_rooms
 
@@ -61,6 +62,10 @@ class MemoryConfig:
     batch: int = 8
     """episodes that are imagined at the same time"""
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values out of range."""
+        check_settings(self, episodes="[2, inf)", away="[2, inf)", seed="[0, inf)", batch="[1, inf)")
 
 
 def turn_away(episodes: Episodes, away: int) -> dict[str, Tensor]:

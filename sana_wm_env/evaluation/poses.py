@@ -33,6 +33,7 @@ from ..arrays import read_array
 from ..camera import FPS, Array, check_poses, relative_to_first
 from ..files import write_json, write_whole
 from ..outputs import Output, check_outputs
+from ..settings import check_settings
 
 Alignment = Literal["none", "scale", "se3", "sim3", "rotation_product"]
 ALIGNMENTS: tuple[Alignment, ...] = get_args(Alignment)
@@ -246,11 +247,13 @@ class PosesConfig:
     tum: Path | None = None
     """folder for both paths as TUM text files (estimated.txt, reference.txt)"""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for values out of range."""
+        check_settings(self, every="[1, inf)", delta="[1, inf)")
+
 
 def run(config: PosesConfig) -> None:
     """Prints a row per alignment; two runs write equal bytes."""
-    if config.every < 1 or config.delta < 1:
-        raise ValueError(f"got every={config.every}, delta={config.delta}; wanted at least 1 of each")
     tum = [config.tum / f"{name}.txt" for name in TUM_FILES] if config.tum else []
     check_outputs(
         Output("--json", config.json, (".json",)),

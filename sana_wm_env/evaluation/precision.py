@@ -40,6 +40,7 @@ from ..progress import Progress, progress
 from ..rooms import default_intrinsics
 from ..rooms.paths import CHUNK_FRAMES
 from ..rooms.render import render
+from ..settings import check_settings
 from . import metrics, report
 from .episodes import Episodes, Rooms, draw_episodes
 from .poses import compare_paths
@@ -81,6 +82,10 @@ class PrecisionConfig:
     batch: int = 8
     """episodes that are imagined at the same time"""
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values out of range."""
+        check_settings(self, episodes="[2, inf)", chunks="[2, inf)", seed="[0, inf)", batch="[1, inf)")
 
 
 @dataclass(frozen=True)
@@ -251,11 +256,8 @@ SAYS = (
 
 def run(config: PrecisionConfig) -> int:
     """Measures, prints the table, writes report and page. Two runs on one machine write equal reports."""
-    if config.chunks < 2 or config.chunks % 2 or config.batch < 1:
-        raise ValueError(
-            f"got chunks={config.chunks}, batch={config.batch}; wanted an even number of chunks and a batch "
-            "of at least 1"
-        )
+    if config.chunks % 2:
+        raise ValueError(f"got --chunks {config.chunks}; wanted an even number")
     report.check_report(config.json)
     if "streaming" not in load_config(resolve_world(config.world)).variants:
         raise ValueError(f"got the world {config.world!r}, which does not stream; wanted one that does")

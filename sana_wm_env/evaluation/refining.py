@@ -25,6 +25,7 @@ from ..outputs import name_beside
 from ..progress import progress
 from ..rooms import default_intrinsics
 from ..rooms.render import render
+from ..settings import check_settings
 from . import metrics, report
 from .episodes import Episodes, Rooms, check_rooms, draw_episodes, label_rooms, spread_evenly
 from .poses import compare_paths
@@ -65,6 +66,10 @@ class RefiningConfig:
     batch: int = 8
     """episodes that are imagined at the same time"""
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values out of range."""
+        check_settings(self, episodes="[2, inf)", chunks="[2, inf)", seed="[0, inf)", batch="[1, inf)")
 
 
 def measure(video: Tensor, truth: Tensor, episodes: Episodes) -> dict[str, np.ndarray]:
@@ -149,11 +154,8 @@ SAYS = (
 
 def run(config: RefiningConfig) -> int:
     """Measures, prints the tables, writes report, page and pictures."""
-    if config.chunks < 2 or config.chunks % 2 or config.batch < 1:
-        raise ValueError(
-            f"got chunks={config.chunks}, batch={config.batch}; wanted an even number of chunks and a batch "
-            "of at least 1"
-        )
+    if config.chunks % 2:
+        raise ValueError(f"got --chunks {config.chunks}; wanted an even number")
     check_rooms(config.rooms)
     sheets: dict[Rooms, Path] = {rooms: name_beside(config.json, f"-{rooms}.png") for rooms in config.rooms}
     report.check_report(config.json, sheets.values())

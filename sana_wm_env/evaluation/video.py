@@ -31,6 +31,7 @@ from ..outputs import name_beside
 from ..progress import progress
 from ..rooms import default_intrinsics
 from ..rooms.room import open_room
+from ..settings import check_settings
 from .poses import FIGURES, SCALED, Alignment, PoseErrors, compare_paths, read_poses
 from .report import check_report, markdown_table, write_page
 from .tracking import GAP, track
@@ -61,6 +62,10 @@ class VideoConfig:
     align: Alignment | None = None
     fov_deg: float | None = None
     json: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values out of range."""
+        check_settings(self, scene_seed="[0, inf)", fov_deg="(0, 180)")
 
 
 @dataclass(frozen=True)

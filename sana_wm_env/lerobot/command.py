@@ -10,6 +10,7 @@ import tyro
 
 from ..outputs import Output, check_outputs
 from ..recorder import Names, Recording
+from ..settings import check_settings
 from ..video import VideoWriter
 from .layout import FPS, Recorded
 from .reader import MOST_FAULTS, find_faults, read_episodes
@@ -36,6 +37,10 @@ class ExportConfig:
     video_mb: float = 32
     crf: int = 12
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for values out of range."""
+        check_settings(self, data_mb="(0, inf)", video_mb="(0, inf)", crf="[0, 51]")
+
 
 @dataclass(frozen=True)
 class ImportConfig:
@@ -50,6 +55,10 @@ class ImportConfig:
     source: tyro.conf.Positional[Path]
     out: Path
     crf: int = 12
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values out of range."""
+        check_settings(self, crf="[0, 51]")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from ..extras import check_installed
-from ..serving import check_port, open_port, serve
+from ..serving import open_port, serve
+from ..settings import check_settings
 from .worlds import WorldChoice, check_env
 
 
@@ -43,6 +44,10 @@ class PlayConfig:
     precision: Literal["fp8", "nvfp4", "mxfp8", "int8"] | None = None
     """quantise the transformer (default: as the world is stored)"""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for values out of range."""
+        check_settings(self, port="[0, 65535]", sessions="[1, 64]", idle="(0, inf)", delay="[0, 60]")
+
 
 def run(config: PlayConfig) -> int:
     """Serves the page until a signal ends it. Returns the code for that: 130 after Ctrl-C."""
@@ -64,12 +69,5 @@ def run(config: PlayConfig) -> int:
 def check_flags(config: PlayConfig) -> None:
     """ValueError for flags that cannot be, before anything is loaded."""
     check_env(config.env)
-    check_port(config.port)
-    if not 1 <= config.sessions <= 64:
-        raise ValueError(f"got --sessions {config.sessions}; wanted 1 to 64")
-    if not config.idle > 0:
-        raise ValueError(f"got --idle {config.idle}; wanted a positive number of seconds")
-    if not 0 <= config.delay <= 60:
-        raise ValueError(f"got --delay {config.delay}; wanted seconds from 0 to 60")
     if config.policy is not None and not config.policy.is_file():
         raise FileNotFoundError(f"got --policy {config.policy}; there is no such file")

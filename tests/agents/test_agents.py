@@ -133,7 +133,7 @@ def test_steer_holds_the_twist():
         (lambda: LawnmowerAgent(0), "length=0"),
         (lambda: AgentConfig(agent="ppo").make(rooms().unwrapped, EnvConfig()), "wanted --policy FILE"),
         (lambda: EnvConfig(env="CartPole-v1").make(), "SanaWM-Goal-v0"),
-        (lambda: EnvConfig(chunks=0).make(), "chunks=0"),
+        (lambda: EnvConfig(chunks=0).make(), "chunks 0"),
         (lambda: EnvConfig(image_size=16).make(), "image_size=16 for SanaWM-Goal-v0"),
     ],
 )

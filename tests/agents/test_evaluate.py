@@ -152,7 +152,7 @@ def test_an_episode_as_a_video(tmp_path, capsys):
 @pytest.mark.parametrize(
     "words, cause",
     [
-        (["--episodes", "0"], "episodes=0"),
+        (["--episodes", "0"], "--episodes 0"),
         (["--env", "Pong-v0"], "'Pong-v0'"),
         (["--agent", "ppo", "--policy", "none.zip"], "none.zip"),
     ],

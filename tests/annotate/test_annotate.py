@@ -203,7 +203,7 @@ def test_given_poses_are_scaled_and_checked_alone(walk, tmp_path):
 WRONG = {
     "two sources": ({"baseline": 1.0, "camera_height": 1.5}, "one source of metres"),
     "no folder": ({"depth": "nowhere"}, "--depth nowhere; wanted a folder or moge"),
-    "no metres": ({"baseline": -1.0}, "--baseline -1.0; wanted metres"),
+    "no metres": ({"baseline": -1.0}, "--baseline -1.0; wanted a number, more than 0"),
     "half a caption": ({"caption_url": "http://127.0.0.1:1/v1"}, "wanted both"),
     "unknown filters": ({"filters": "everything"}, "filters 'everything'"),
     "too few frames": ({"min_frames": 10}, "--min-frames"),

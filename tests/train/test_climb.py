@@ -55,8 +55,7 @@ def test_a_recipe_gives_each_stage_its_share_and_its_arguments(tmp_path):
 @pytest.mark.parametrize("path", sorted(recipe.FOLDER.glob("*.toml")), ids=lambda path: path.stem)
 def test_the_recipes_of_the_package_name_flags_that_the_stages_have(path, capsys):
     for rung in recipe.read_recipe(path):
-        with pytest.raises(SystemExit):
-            cli.main(["train", rung.stage, "--help"])
+        assert cli.main(["train", rung.stage, "--help"]) == 0
         known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
         assert {argument for argument in rung.arguments if argument.startswith("--")} <= known
 

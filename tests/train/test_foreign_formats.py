@@ -437,7 +437,7 @@ SETTINGS = {
     "scale NaN": (["--metres-per-unit", "nan"], "--metres-per-unit nan"),
     "negative": (["--metres-per-unit", "-2"], "--metres-per-unit -2"),
     "no pictures": (["--images", "nowhere", "--video", "new.mp4"], "--images nowhere"),
-    "no rate": (["--images", ".", "--video", "new.mp4", "--fps", "0"], "--fps=0"),
+    "no rate": (["--images", ".", "--video", "new.mp4", "--fps", "0"], "--fps 0"),
 }
 
 

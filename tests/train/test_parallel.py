@@ -139,7 +139,7 @@ def test_only_the_published_key_scale_contracts(tokens, head):
         ({"parallel": ParallelConfig(shard=True)}, "add --method adamw"),
         ({"parallel": ParallelConfig(context=2)}, "groups of 2"),
         ({"batch": 6, "accumulate": 4}, "4 times per step; give a multiple of 4"),
-        ({"batch": 0}, "give a multiple of 1"),
+        ({"batch": 0}, "got --batch 0"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(tmp_path, settings, wanted):

@@ -477,24 +477,24 @@ def test_places_to_write(tmp_path, capsys):
 
 
 SETTINGS = {
-    "per shard 0": ({"per_shard": 0}, "--per-shard=0"),
-    "per shard -1": ({"per_shard": -1}, "--per-shard=-1"),
-    "per shard true": ({"per_shard": True}, "--per-shard=True"),
-    "per shard a fraction": ({"per_shard": 1.5}, "--per-shard=1.5"),
-    "crf 99": ({"crf": 99}, "--crf=99"),
-    "crf 52": ({"crf": 52}, "--crf=52"),
-    "crf -5": ({"crf": -5}, "--crf=-5"),
-    "crf a fraction": ({"crf": 0.5}, "--crf=0.5"),
+    "per shard 0": ({"per_shard": 0}, "--per-shard 0"),
+    "per shard -1": ({"per_shard": -1}, "--per-shard -1"),
+    "per shard true": ({"per_shard": True}, "--per-shard True"),
+    "per shard a fraction": ({"per_shard": 1.5}, "--per-shard 1.5"),
+    "crf 99": ({"crf": 99}, "--crf 99"),
+    "crf 52": ({"crf": 52}, "--crf 52"),
+    "crf -5": ({"crf": -5}, "--crf -5"),
+    "crf a fraction": ({"crf": 0.5}, "--crf 0.5"),
     "size 0": ({"size": (0, 64)}, "--size"),
     "size -8": ({"size": (-8, 64)}, "--size"),
     "size 60": ({"size": (60, 64)}, "multiples of 8"),
     "size of fractions": ({"size": (64.0, 64)}, "--size"),
     "size huge": ({"size": (10**6, 64)}, "--size"),
-    "min frames 0": ({"min_frames": 0}, "--min-frames=0"),
+    "min frames 0": ({"min_frames": 0}, "--min-frames 0"),
     "min frames 24": ({"min_frames": 24}, "--min-frames 24"),
     "min over max": ({"min_frames": 50, "max_frames": 49}, "--max-frames 49"),
-    "max frames 0": ({"max_frames": 0}, "--max-frames=0"),
-    "on error": ({"on_error": "ignore"}, "--on-error 'ignore'"),
+    "max frames 0": ({"max_frames": 0}, "--max-frames 0"),
+    "on error": ({"on_error": "ignore"}, "--on-error ignore"),
 }
 
 
@@ -508,7 +508,7 @@ def test_settings_that_cannot_be_are_refused_by_name(kind, footage_file, tmp_pat
 
 @pytest.mark.parametrize("frames", [0, -1, True, 1.5])
 def test_validate_refuses_frames_that_are_none(frames, footage_file):
-    with pytest.raises(ValueError, match=f"got --min-frames={frames}"):
+    with pytest.raises(ValueError, match=f"got --min-frames {frames}"):
         validate(ValidateConfig(footage_file, frames))
 
 

@@ -129,7 +129,7 @@ def test_it_trains_on_short_and_long_clips(config, tmp_path, short):
 
 @pytest.mark.parametrize("setting", [{"short": 1.5}, {"own_past": -0.1}])
 def test_shares_are_shares(setting):
-    with pytest.raises(ValueError, match="wanted a share, from 0 to 1"):
+    with pytest.raises(ValueError, match="wanted a number, 0 or more, 1 at most"):
         teacher_forcing.TeacherForcingConfig(**setting)
 
 

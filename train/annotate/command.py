@@ -11,9 +11,9 @@ import tyro
 
 from sana_wm_env.camera import CHUNK_FRAMES, FOV_DEG
 from sana_wm_env.extras import check_installed
-from sana_wm_env.numbers import to_number, to_whole
 from sana_wm_env.outputs import Output, check_outputs
 from sana_wm_env.progress import progress, write_line
+from sana_wm_env.settings import check_settings
 
 from ..data.filters import filter_ranges
 from ..data.videos import videos_in
@@ -75,6 +75,19 @@ class AnnotateConfig:
     crf: int = 4
     device: str = "cpu"
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for values out of range."""
+        check_settings(
+            self,
+            baseline="(0, 1e6)",
+            camera_height="(0, 1e6)",
+            fov_deg=f"[{FOV_DEG[0]}, {FOV_DEG[1]})",
+            features="[100, 65536]",
+            min_frames=f"[{1 + CHUNK_FRAMES}, 1048576]",
+            max_frames=f"[{1 + CHUNK_FRAMES}, 1048576]",
+            crf="[0, 51]",
+        )
+
 
 @dataclass
 class Tally:
@@ -129,17 +142,12 @@ def settings_of(config: AnnotateConfig, backend: str) -> dict[str, Any]:
 def _check_settings(config: AnnotateConfig) -> None:
     check_installed("cv2", "annotate")
     check_installed("scenedetect", "annotate")
-    to_whole(config.min_frames, "--min-frames", 1 + CHUNK_FRAMES, 2**20)
-    to_whole(config.max_frames, "--max-frames", config.min_frames, 2**20)
-    to_whole(config.features, "--features", 100, 2**16)
-    to_whole(config.crf, "--crf", 0, 51)
+    if config.max_frames < config.min_frames:
+        raise ValueError(
+            f"got --max-frames {config.max_frames}; wanted --min-frames {config.min_frames} or more"
+        )
     filter_ranges(config.filters)
-    if config.fov_deg is not None and not FOV_DEG[0] <= to_number(config.fov_deg, "--fov-deg") < FOV_DEG[1]:
-        raise ValueError(f"got --fov-deg {config.fov_deg}; wanted degrees from {FOV_DEG[0]} to {FOV_DEG[1]}")
     lengths = {"--baseline": config.baseline, "--camera-height": config.camera_height}
-    for name, length in lengths.items():
-        if length is not None and not 0 < to_number(length, name) < 1e6:
-            raise ValueError(f"got {name} {length}; wanted metres, more than 0")
     sources = lengths | {"--depth": config.depth, "--metric-poses": config.metric_poses}
     given = [name for name, value in sources.items() if value is not None]
     if len(given) > 1:

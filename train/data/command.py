@@ -16,9 +16,9 @@ from sana_wm_env.extras import check_installed
 from sana_wm_env.files import replacing_folder, write_json, write_whole
 from sana_wm_env.first_frame import read_image
 from sana_wm_env.model.codecs.autoencoder import SPATIAL_STRIDE
-from sana_wm_env.numbers import to_whole
 from sana_wm_env.outputs import Output, check_outputs
 from sana_wm_env.progress import progress
+from sana_wm_env.settings import check_choice, check_settings
 from sana_wm_env.video import VideoWriter
 
 from ..autoencoder import load_trained
@@ -49,6 +49,10 @@ class ValidateConfig:
     min_frames: int = 25
     upright: bool = False
     any_video: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values out of range."""
+        check_settings(self, min_frames="[1, 1048576]")
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,12 @@ class PackVideosConfig:
     any_video: bool = False
     any_scale: bool = False
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for values out of range."""
+        counts = dict.fromkeys(("min_frames", "max_frames", "per_shard"), "[1, 1048576]")
+        check_settings(self, size=f"[1, {MAX_SIDE}]", crf="[0, 51]", **counts)
+        check_choice("--on-error", self.on_error, ("stop", "skip"))
+
 
 @dataclass(frozen=True)
 class ImportConfig:
@@ -114,6 +124,10 @@ class ImportConfig:
     caption: str = ""
     ignore_distortion: bool = False
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for values out of range."""
+        check_settings(self, metres_per_unit="(0, 1e6)", fps="[1, 240]")
+
 
 @dataclass(frozen=True)
 class LatentsConfig:
@@ -138,7 +152,6 @@ class LatentsConfig:
 
 def validate(config: ValidateConfig) -> int:
     """Prints a line per clip and a summary. Returns 0 if all clips can be used, 1 otherwise."""
-    to_whole(config.min_frames, "--min-frames", 1, 2**20)
     good, bad = _inspect_all(config)
     for footage in good:
         print(f"good  {footage.key}: {'; '.join(footage.notes)}")
@@ -289,9 +302,6 @@ def write_sidecar_of(
 
 
 def _check_import(config: ImportConfig) -> None:
-    scale = config.metres_per_unit
-    if scale is not None and not 0 < scale < 1e6:
-        raise ValueError(f"got --metres-per-unit {scale}; wanted more than 0")
     if config.video.suffix.lower() not in SUFFIXES:
         raise ValueError(f"got --video {config.video}; wanted one of {', '.join(SUFFIXES)}")
     for suffix in (".npz", ".json"):
@@ -308,7 +318,6 @@ def _check_import(config: ImportConfig) -> None:
         if not config.video.is_file():
             raise ValueError(f"got --video {config.video}; there is no such file")
         return
-    to_whole(config.fps, "--fps", 1, 240)
     if config.video.exists() or config.video.suffix != ".mp4":
         raise FileExistsError(f"got --video {config.video} with --images; wanted a new .mp4 to write")
     if not config.images.is_dir():
@@ -366,24 +375,16 @@ def _left_off(footage: Footage, config: PackVideosConfig) -> int:
 
 
 def _check_settings(config: PackVideosConfig) -> None:
-    for name, side in zip(("height", "width"), config.size, strict=True):
-        to_whole(side, f"--size with the {name}", 1, MAX_SIDE)
     if any(side < SPATIAL_STRIDE or side % SPATIAL_STRIDE for side in config.size):
         raise ValueError(
             f"got --size {config.size[0]} {config.size[1]}; wanted multiples of {SPATIAL_STRIDE}, which a "
             "latent cell covers"
         )
-    to_whole(config.per_shard, "--per-shard", 1, 2**20)
-    to_whole(config.crf, "--crf", 0, 51)
-    to_whole(config.min_frames, "--min-frames", 1, 2**20)
-    to_whole(config.max_frames, "--max-frames", 1, 2**20)
     if not 1 + CHUNK_FRAMES <= config.min_frames <= config.max_frames:
         raise ValueError(
             f"got --min-frames {config.min_frames} and --max-frames {config.max_frames}; wanted "
             f"{1 + CHUNK_FRAMES} or more"
         )
-    if config.on_error not in ("stop", "skip"):
-        raise ValueError(f"got --on-error {config.on_error!r}; wanted stop or skip")
     _check_out(config.out, config.folder)
 
 

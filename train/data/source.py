@@ -16,6 +16,7 @@ from sana_wm_env.files import replacing
 from sana_wm_env.model.codecs.autoencoder import TEMPORAL_STRIDE, Autoencoder
 from sana_wm_env.model.storage.tensors import open_tensors, read_tensors
 from sana_wm_env.progress import progress, write_line
+from sana_wm_env.settings import check_settings
 
 from .filters import filter_ranges
 from .latents import LatentClip, encode_clip
@@ -40,6 +41,9 @@ class OwnData:
     filters: str = ""
     min_mib: float = 10.0
     captions: str = ""
+
+    def __post_init__(self) -> None:
+        check_settings(self, min_mib="[0, inf)")
 
 
 def read_own(
