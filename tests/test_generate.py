@@ -84,7 +84,7 @@ def test_every_variant_from_one_command_to_a_video_that_repeats_itself(walk, tmp
     assert written(tmp_path) == first
     assert main([*walk, "--steps", "2"]) == 0
     other = np.abs(video(tmp_path) - shown.astype(int)).mean((1, 2, 3))
-    assert other[0] < 1 < other[-1]  # the first frame is given, and the video compressed
+    assert other[0] < 0.5 < other[-1]  # the first frame is given, and the video compressed
     assert len(np.load(tmp_path / "a.npz")["sigmas"]) == 3
 
 
@@ -216,8 +216,8 @@ def test_a_camera_path_begins_where_its_first_pose_is(walk, tmp_path):
         (["--world", "{wrong}/incomplete", "--variant", "chunk_causal"], "it has no autoencoder.safetensors"),
         (["--guidance", "3"], "streaming was distilled with guidance built in"),
         (["--guidance", "nan", "--variant", "bidirectional"], "got --guidance nan; wanted a number"),
-        (["--steps", "0"], "got 0 steps; wanted at least 1"),
-        (["--shift", "0", "--variant", "bidirectional"], "got a flow shift of 0.0; wanted a positive number"),
+        (["--steps", "0"], "got --steps 0; wanted a whole number, 1 or more"),
+        (["--shift", "0", "--variant", "bidirectional"], "got --shift 0.0; wanted a number, more than 0"),
         (["--seed", "-1"], "wanted 0 or more"),
         (["--intrinsics", "1", "2", "3", "4"], "without --image"),
         (["--image", "none.png"], "with neither of --intrinsics and --fov-deg"),
@@ -265,8 +265,7 @@ def test_a_world_without_first_frames_wants_a_picture(walk, wrongs, capsys):
 
 
 def test_an_unknown_variant_lists_the_known(walk, tmp_path, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        main([*walk, "--variant", "sideways"])
+    assert main([*walk, "--variant", "sideways"]) == 2
     error = capsys.readouterr().err
-    assert exit_.value.code == 2 and all(variant in error for variant in VARIANTS)
+    assert all(variant in error for variant in VARIANTS)
     assert not list(tmp_path.iterdir())
