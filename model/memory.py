@@ -25,12 +25,13 @@ from .network.transformer import PLUCKER_CHANNELS, Transformer
 from .quantize import count_bytes, quantize
 from .refiner import Pass, remember
 from .state import KeysValues, RefinerState, TransformerState
-from .storage.hub import AUTOENCODER_PARAMETERS, GEMMA_PARAMETERS
+from .storage.hub import AUTOENCODER_PARAMETERS, GEMMA_PARAMETERS, REFINER_TEXT_PARAMETERS
 from .storage.worlds import CheckpointError, known_worlds, load_config, resolve_world
 from .tree import tensors_of
 
 GB = 10**9
 REFINER_WORDS = 1024  # places of a prompt of the published refiner
+PUBLISHED_WORDS = RefinerConfig().caption_channels  # features of each
 # Numbers per pixel of a frame that the published LTX-2 decoder carries, and holds at most beside that for a
 # chunk of three latents: what `decoder_bytes` finds with diffusers, kept so that neither diffusers nor its
 # seconds are needed to say what fits.
@@ -54,6 +55,7 @@ class Need:
         refiner_by_blocks: what is in memory of them where its blocks stay in their files.
         window: what the refiner carries of a session.
         refine: the most that it holds beside that.
+        refiner_text: Gemma-3 and the connectors, which read its prompts at the published size.
     """
 
     transformer: int
@@ -67,6 +69,7 @@ class Need:
     refiner_by_blocks: int = 0
     window: int = 0
     refine: int = 0
+    refiner_text: int = 0
 
 
 def need(
@@ -90,6 +93,8 @@ def need(
     of_text = GEMMA_PARAMETERS * dtype.itemsize if isinstance(text_config(config.text), GemmaConfig) else 0
     weights = weight_bytes(config.transformer, dtype, precision)
     of_refiner = refiner_bytes(refiner, config.grid, dtype) if refiner else ()
+    if refiner and refiner.caption_channels == PUBLISHED_WORDS:  # a small one reads prompts as its world does
+        of_refiner += (REFINER_TEXT_PARAMETERS * dtype.itemsize,)
     carried = state + record_bytes(config)
     return Need(weights, of_autoencoder, of_text, carried, decoder, forward, decode, *of_refiner)
 
@@ -98,7 +103,8 @@ def bytes_by_device(needed: Need, device: str, offload: Mapping[str, str] | None
     """Returns the peak bytes of a session on each device, `offload` being that of `WorldModel.load`.
 
     The stages of a step run one after the other, so only the largest transient counts. A text encoder that is
-    released is there at the start of an episode and not in its steps.
+    released is there at the start of an episode and not in its steps; the refiner's own lies where the
+    refiner does.
     """
     places = {"autoencoder": device, "text": device, "refiner": device, **(offload or {})}
     of_refiner = needed.refiner
@@ -120,8 +126,12 @@ def bytes_by_device(needed: Need, device: str, offload: Mapping[str, str] | None
         )
         if place == places["text"]:
             weights += needed.text_encoder
-        released = needed.text_encoder if network and places["text"] == "release" else 0
-        peaks[place] = weights + max(session, released)
+        released = (0, 0)
+        if places["text"] == "release":
+            released = network * needed.text_encoder, refiner * needed.refiner_text
+        else:
+            weights += refiner * needed.refiner_text
+        peaks[place] = weights + max(session, *released)
     return peaks
 
 

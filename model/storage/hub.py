@@ -21,6 +21,7 @@ LTX_LICENCE = "derived from LTX-2: LTX-2 Community License"
 GEMMA_LICENCE = "Gemma Terms of Use"
 
 GEMMA_PARAMETERS = 2_614_341_888  # gemma-2-2b-it
+REFINER_TEXT_PARAMETERS = 11_766_034_176 + 1_431_475_200  # gemma-3-12b for text, connectors
 AUTOENCODER_PARAMETERS = 1_222_479_601  # LTX-2 video autoencoder, model/README.md section 10.1
 TRANSFORMER_NUMBERS = 2_663_575_828  # parameters and buffers of the 2.6b preset
 

@@ -53,8 +53,9 @@ PARTS = {
     "refiner_by_blocks": "with its blocks in files",
     "window": "state of the refiner",
     "refine": "transient of refining",
+    "refiner_text": "its Gemma-3 and connectors",
 }
-OF_REFINER = ("refiner", "refiner_by_blocks", "window", "refine")
+OF_REFINER = ("refiner", "refiner_by_blocks", "window", "refine", "refiner_text")
 EXTRAS = {
     "hub": ("huggingface_hub", "diffusers", "transformers"),
     "gpu": ("fla", "triton"),

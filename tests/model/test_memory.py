@@ -1,6 +1,7 @@
 """Computed bytes against what tensors really take, and against the published figures of the 2.6b network."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from torch.profiler import ProfilerActivity, profile
 from sana_wm_env.model import memory
 from sana_wm_env.model.config import WorldConfig, preset
 from sana_wm_env.model.memory import Need, bytes_by_device, decoder_bytes, need, session_bytes, ways_to_run
+from sana_wm_env.model.network.refiner import RefinerConfig
 from sana_wm_env.model.storage.layouts import published_world
-from sana_wm_env.model.storage.worlds import CheckpointError
+from sana_wm_env.model.storage.worlds import CheckpointError, load_config, resolve_world
 from sana_wm_env.model.world import WorldModel, WorldState
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -129,6 +131,27 @@ def test_what_is_elsewhere_does_not_count():
     assert list(ways_to_run(PARTS, "cuda").values()) == [141, 110, 101, 68] and list(
         ways_to_run(PARTS, "cpu").values()
     ) == [141, 110]
+
+
+def test_the_encoder_of_the_refiner_lies_where_the_refiner_does():
+    parts = replace(PARTS, refiner=100, refiner_by_blocks=7, window=9, refine=30, refiner_text=200)
+    step = 10 + 5 + 9 + 30
+    assert bytes_by_device(parts, "cuda") == {"cuda": 50 + 20 + 40 + 100 + 200 + step}
+    assert bytes_by_device(parts, "cuda", {"text": "release"}) == {"cuda": 50 + 20 + 100 + 200}
+    apart = bytes_by_device(parts, "cuda", {"text": "release", "refiner": "cpu"})
+    assert apart == {"cuda": 50 + 20 + 40, "cpu": 100 + 200}
+    assert bytes_by_device(parts, "cuda", {"refiner": "blocks"})["cuda"] == 50 + 20 + 40 + 7 + 200 + step
+
+
+def test_the_published_encoder_of_the_refiner_counts():
+    """The numbers of gemma-3-12b's text half: 48 layers of width 3840, 262,208 words."""
+    attention = 3840 * (2 * 16 * 256 + 2 * 8 * 256)
+    layer = attention + 3 * 3840 * 15360 + 4 * 3840 + 2 * 256
+    gemma = 262_208 * 3840 + 48 * layer + 3840
+    needed = need(published_world("2.6b", preset("2.6b")), torch.bfloat16, refiner=RefinerConfig())
+    assert needed.refiner_text == 2 * (gemma + 1_431_475_200)
+    rooms = load_config(resolve_world("tiny-rooms"))
+    assert need(rooms, torch.bfloat16, refiner=RefinerConfig(caption_channels=64)).refiner_text == 0
 
 
 def test_a_world_without_room_is_refused_before_anything_is_read(tmp_path, monkeypatch):

@@ -340,6 +340,37 @@ async def test_the_plan_of_a_planner_is_shown_as_pictures():
 
 @pytest.mark.slow
 @run
+async def test_a_policy_takes_over(tmp_path):
+    pytest.importorskip("stable_baselines3", reason="the extra `agents` is not installed")
+    from sana_wm_env.agents.choose import EnvConfig
+    from sana_wm_env.agents.policy.ppo import PPOAgent
+    from sana_wm_env.agents.policy.train_ppo import TrainConfig, train
+
+    where = EnvConfig(env="SanaWM-RoomsGoal-v0", chunks=3, image_size=16)
+    train(TrainConfig(where, out=tmp_path, steps=8, envs=2, rollout=4, batch=8, epochs=1))
+    policy = tmp_path / "policy.zip"
+    async with (
+        playing(WorldChoice("SanaWM-RoomsGoal-v0"), policy=policy) as place,
+        place.visitor() as visitor,
+    ):
+        await visitor.hears("welcome")
+        assert "policy.zip" in visitor.all("hello")[0]["agents"]["ppo"]
+        session = place.visitors.sessions[visitor.all("hello")[-1]["session"]]
+        episode, env = session.env.episode, session.env
+        seen = env.rules.observe(episode, env.newest_frame(episode)[None])
+        wanted = PPOAgent.load(policy).act(seen, env)
+        await visitor.say("agent", name="ppo")
+        assert (await visitor.hears("agent"))["name"] == "ppo"
+        await visitor.sees(2)
+        path = env.rules.wish(episode, wanted)
+        assert visitor.frames[FRAMES - 1]["pose"] == pytest.approx(path[-1][:3], abs=1e-4)
+        await visitor.hold("s")
+        assert (await visitor.hears("agent", 2))["name"] is None
+        await visitor.hold()
+
+
+@pytest.mark.slow
+@run
 async def test_an_exported_walk_replays_exactly(opens, tmp_path, monkeypatch):
     minari = pytest.importorskip("minari", reason="the extra `minari` is not installed")
     from sana_wm_env.minari import replay
