@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from sana_wm_env import cli
+from sana_wm_env.commands.table import COMMANDS, Group
 
 
 def run(*argv: str) -> subprocess.CompletedProcess:
@@ -25,16 +26,16 @@ finally:
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
-    for command in cli.COMMANDS:
+    for command in COMMANDS:
         assert command in result.stdout
 
 
 def commands() -> list[tuple[str, ...]]:
     """Every command as the words that call it."""
     return [
-        (name, member) if isinstance(entry, cli.Group) else (name,)
-        for name, entry in cli.COMMANDS.items()
-        for member in (entry.members if isinstance(entry, cli.Group) else [""])
+        (name, member) if isinstance(entry, Group) else (name,)
+        for name, entry in COMMANDS.items()
+        for member in (entry.members if isinstance(entry, Group) else [""])
     ]
 
 

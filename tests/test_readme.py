@@ -18,7 +18,7 @@ from PIL import Image
 from ray_here import why_no_cluster
 
 from sana_wm_env import cli
-from sana_wm_env.cli import COMMANDS, Group
+from sana_wm_env.commands.table import COMMANDS, Group
 from sana_wm_env.model.storage.weights import CheckpointError
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ from typing import get_args, get_origin, get_type_hints
 
 import pytest
 
-from sana_wm_env.cli import COMMANDS, Command, Group
+from sana_wm_env.commands.table import COMMANDS, Command, Group
 from sana_wm_env.settings import check_choice, check_number, check_settings
 
 SIGNED = {"guidance"}

@@ -1,1 +1,1 @@
-"""Commands of `sana-wm` beside training, evaluation and agents, one file each. `cli.py` has the table."""
+"""Commands of `sana-wm` beside training, evaluation and agents, one file each; `table.py` has all of them."""

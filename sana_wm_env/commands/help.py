@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .table import COMMANDS, Group
+
 FOLDER = Path(__file__).parent / "help"
 WIDTH = 100
 FLAG_WORDS = {
@@ -38,7 +40,7 @@ class Section(NamedTuple):
 
 
 def list_commands(commands: Mapping[str, Any], program: str, about: str) -> str:
-    """Help of a group: a line per command, from the table in `cli.py`."""
+    """Help of a group: a line per command, from `table.py`."""
     wide = max(map(len, commands)) + 4
     lines = [f"usage: {program} COMMAND ...", "", *textwrap.wrap(about, WIDTH), "", "commands:"]
     for name, command in commands.items():
@@ -97,18 +99,14 @@ def render_help(words: Sequence[str]) -> str:
 
 def find_command(words: Sequence[str]) -> Any:
     """The entry of the table that words call."""
-    from .. import cli
-
-    entry: Any = cli.COMMANDS[words[0]]
+    entry: Any = COMMANDS[words[0]]
     return entry.members[words[1]] if len(words) > 1 else entry
 
 
 def each_command() -> Iterator[tuple[str, ...]]:
     """The words that call each command."""
-    from .. import cli
-
-    for name, entry in cli.COMMANDS.items():
-        if isinstance(entry, cli.Group):
+    for name, entry in COMMANDS.items():
+        if isinstance(entry, Group):
             yield from ((name, member) for member in entry.members)
         else:
             yield (name,)
