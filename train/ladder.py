@@ -43,6 +43,8 @@ APART = ("autoencoder", "refiner")
 """Stages that do not train the transformer."""
 AS_GOOD = 0.005
 """Share of the distance closed, on average, that a refiner may cost; it is there to sharpen."""
+START = "start"
+"""Stage of the row that scores what a ladder begins with."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,9 @@ def run(config: LadderConfig) -> None:
     end = _end(config.until)
     if config.init_from:
         _take_autoencoder(config)
+        if not ladder.scores and not ladder.finished:
+            _score_start(config, ladder, _size(rungs[0]))
+            ladder.save(path)
     before = config.init_from
     for rung in rungs:
         hours = config.hours * rung.share
@@ -297,6 +302,43 @@ def _launch(config: LadderConfig, arguments: Sequence[str], processes: int) -> i
 # ---- scores
 
 
+def _score_start(config: LadderConfig, ladder: Ladder, size: tuple[int, int]) -> None:
+    """Scores what the ladder begins with, if it is of the size that is trained: the first row, which stages
+    have to do better than.
+    """
+    source = config.init_from
+    if (Path(source) / CONFIG).is_file() or is_bundled(source):
+        world = WorldModel.load(source, device=config.device)
+    else:
+        world = assemble(ExportConfig(config.world, config.runs, source, size=size, data=config.data))
+    if tuple(world.config.image_size) != size:
+        return
+    measured = _measure(config, world)
+    numbers = dict.fromkeys(("step", "batch", "seconds", "hours", "samples", "skipped", "retreats"), 0)
+    ladder.scores.append({"stage": START, **numbers, **_row(measured)})
+    write_progress(config.home / "ladder.md", f"Ladder of {config.world}", ladder.scores, measured)
+    write_line(f"{source}, from which it begins: distance closed at chunks {_shares(measured)}")
+
+
+def _row(measured: Measurement) -> dict[str, Any]:
+    """Scores as a row of `write_progress` has them."""
+    return {
+        "closed": measured.closed,
+        "contrast": measured.contrast,
+        "rot_err_deg": measured.rot_err_deg,
+        "mean": measured.mean,
+        "kept": False,
+    }
+
+
+def _shares(measured: Measurement) -> str:
+    kinds = (
+        f"{kind} " + " / ".join(f"{100 * share:.0f} %" for share in row)
+        for kind, row in measured.closed.items()
+    )
+    return f"{', '.join(map(str, CHUNKS))}: {'; '.join(kinds)}"
+
+
 def _score(config: LadderConfig, ladder: Ladder, rungs: Sequence[Rung], rung: Rung) -> None:
     """Scores what a stage has come to, adds the row and the page, and keeps the world if it is the best so
     far.
@@ -309,7 +351,8 @@ def _score(config: LadderConfig, ladder: Ladder, rungs: Sequence[Rung], rung: Ru
     progress, batch = read_rest(path)
     earlier = [row for row in ladder.scores if row["stage"] != rung.name]
     done = {row["stage"]: row for row in earlier}.values()  # the last row of each earlier stage
-    kept = not ladder.scores or measured.mean > max(row["mean"] for row in ladder.scores)
+    rivals = [row["mean"] for row in ladder.scores if row["stage"] != START]
+    kept = measured.mean > max(rivals, default=float("-inf"))
     hours = progress.seconds / 3600 + sum(row["seconds"] for row in done) / 3600
     samples = progress.step * batch + sum(row["step"] * row["batch"] for row in done)
     row = {
@@ -320,27 +363,17 @@ def _score(config: LadderConfig, ladder: Ladder, rungs: Sequence[Rung], rung: Ru
         "hours": hours,
         "samples": samples,
     }
-    row |= {
-        "skipped": progress.skipped,
-        "retreats": progress.retreats,
-        "closed": measured.closed,
-        "contrast": measured.contrast,
-    }
-    ladder.scores.append(row | {"rot_err_deg": measured.rot_err_deg, "mean": measured.mean, "kept": False})
+    row |= {"skipped": progress.skipped, "retreats": progress.retreats}
+    ladder.scores.append(row | _row(measured))
     if kept:
         for other in ladder.scores:
             other["kept"] = False
         ladder.scores[-1]["kept"] = True
         _replace_world(config.home / "best", world)
     write_progress(config.home / "ladder.md", f"Ladder of {config.world}", ladder.scores, measured)
-    shares = "; ".join(
-        f"{kind} " + " / ".join(f"{100 * share:.0f} %" for share in row)
-        for kind, row in measured.closed.items()
-    )
     write_line(
         f"{rung.name}, step {progress.step}, {samples:,} samples, {hours:.2f} hours: "
-        "distance closed at chunks "
-        f"{', '.join(map(str, CHUNKS))}: {shares}{'; the best so far' if kept else ''}"
+        f"distance closed at chunks {_shares(measured)}{'; the best so far' if kept else ''}"
     )
 
 
@@ -386,6 +419,12 @@ def _finish(config: LadderConfig, ladder: Ladder, refining: Rung | None) -> None
         f"the best world ({row['stage']}, {100 * row['mean']:.1f} % of the distance closed on average, "
         f"see {config.home / 'ladder.md'})"
     )
+    for start in ladder.scores[:1]:
+        if start["stage"] == START and start["mean"] >= row["mean"]:
+            summary += (
+                f", no better than {config.init_from}, from which it began ({100 * start['mean']:.1f} %): "
+                "train longer"
+            )
     if (out / CONFIG).is_file():
         there, new = WorldModel.load(str(out)), WorldModel.load(str(best))
         if weights_digest(there) == weights_digest(new):

@@ -99,7 +99,13 @@ def test_a_ladder_refuses_before_it_trains(tmp_path, capsys, flags, says):
 def test_a_stage_that_fails_is_not_tried_for_ever(tmp_path, capfd):
     (tmp_path / "r.toml").write_text(RECIPE.replace("--batch 2", "--batch -2"))
     config = ladder.LadderConfig(
-        recipe=tmp_path / "r.toml", init_from="rooms", runs=tmp_path / "runs", hours=0.01, processes=1
+        recipe=tmp_path / "r.toml",
+        init_from="rooms",
+        runs=tmp_path / "runs",
+        hours=0.01,
+        processes=1,
+        episodes=2,
+        chunks=1,
     )
     with pytest.raises(ChildProcessError, match="causal ended with code 2 and no progress"):
         ladder.run(config)
@@ -155,6 +161,7 @@ def test_a_killed_ladder_goes_on_to_a_world_and_keeps_the_best(tmp_path):
     second = subprocess.run(command, capture_output=True, text=True)
     assert second.returncode == 0, second.stderr[-2000:]
     assert "wrote" in second.stdout and "causal:" not in second.stderr
+    assert "no better than rooms, from which it began" in second.stdout, "a few seconds do harm"
     ended = json.loads((runs / "rooms" / "ladder.json").read_text())
     assert [row["mean"] for row in ended["scores"]][: len(known["scores"])] == [
         row["mean"] for row in known["scores"]
@@ -162,6 +169,8 @@ def test_a_killed_ladder_goes_on_to_a_world_and_keeps_the_best(tmp_path):
     assert ended["finished"] == ["causal", "distill"] and sum(row["kept"] for row in ended["scores"]) == 1
     assert ended["scores"][-1]["hours"] == pytest.approx(0.006, rel=0.5)
     assert set(ended["scores"][-1]["closed"]) == {"home", "held-out"}
+    start = ended["scores"][0]
+    assert (start["stage"], start["step"], start["samples"], start["kept"]) == ("start", 0, 0, False)
     env = gym.make("SanaWM-v0", world=str(runs / "rooms" / "world"))
     env.reset(seed=0)
     assert env.step(np.zeros(6, np.float32))[0].shape == (24, 64, 64, 3)
