@@ -207,7 +207,7 @@ class CameraEnv(gym.Env[Observation, NDArray[np.float32]]):
         """The second half of `reset`, from what `check_options` returned."""
         super().reset(seed=None if seed is None else int(seed))
         if isinstance(start.how, Episode):  # a saved session goes on without a draw from the generator
-            shown = self.resume(start.how, *self._newest(start.how))
+            shown = self.resume(start.how, *self.repeat_newest(start.how))
             self._kept = None
             return shown
         draws = self.np_random.integers(2**63, size=len(Seeds._fields), dtype=np.uint64)
@@ -222,14 +222,14 @@ class CameraEnv(gym.Env[Observation, NDArray[np.float32]]):
         self._kept = start if start.keep else None
         return shown
 
-    def _newest(self, episode: Episode) -> tuple[Frames, Array]:
+    def repeat_newest(self, episode: Episode) -> tuple[Frames, Array]:
         """A chunk's worth of the newest frame of a session, and of its pose."""
         frame = np.repeat(self.newest_frame(episode)[None], CHUNK_FRAMES, axis=0)
         return frame, np.tile(episode.c2w, (CHUNK_FRAMES, 1, 1))
 
     def check_session(self, episode: Episode) -> Episode:
         """Returns the episode of a saved session; ValueError if it is none of this environment's task."""
-        frames, c2w = self._newest(episode)
+        frames, c2w = self.repeat_newest(episode)
         try:
             self.task.check(episode.goal)
             self.rules.info(episode, c2w, 1)

@@ -104,7 +104,7 @@ class CameraVectorEnv(VectorEnv[Any, Any, Any]):
             infos = self._add_info(infos, info, i)
             self._elapsed[i] = info["chunk_index"]  # more than 0 for a restored session
             self._ended[i] = False
-        return self._observations(), infos
+        return self.observe(), infos
 
     def step(self, actions: Any) -> tuple[Any, NDArray[np.float64], Flags, Flags, dict[str, Any]]:
         """Moves every slot for one chunk; `autoreset_mode` decides what happens to ended slots.
@@ -152,7 +152,7 @@ class CameraVectorEnv(VectorEnv[Any, Any, Any]):
                 info = self._reset_slot(i)
             infos = self._add_info(infos, info, i)
         self._ended = (terminated | truncated) & (self.autoreset_mode is not AutoresetMode.SAME_STEP)
-        return self._observations(), rewards, terminated, truncated, infos
+        return self.observe(), rewards, terminated, truncated, infos
 
     def save_state(self, slot: int | None = None) -> Any:
         """Returns the session of one slot, in memory of its own; or a list of all, which share what the slots
@@ -247,7 +247,7 @@ class CameraVectorEnv(VectorEnv[Any, Any, Any]):
         self._elapsed[i] = 0
         return info
 
-    def _observations(self) -> Any:
+    def observe(self) -> Any:
         """All newest observations in fresh arrays."""
         for i, slot in enumerate(self.slots):
             of_slot(i, _running, slot)

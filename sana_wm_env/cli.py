@@ -23,11 +23,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
-from importlib import import_module
 from itertools import takewhile
 from typing import Any, TextIO, get_type_hints
 
-from .commands.table import COMMANDS, Command, Group
+from .commands.table import COMMANDS, Group, load_function
 
 MOST_SEED = 2**62
 """Seeds are counted on from the one that is given, in 64 bits."""
@@ -254,12 +253,6 @@ def _ending_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def load_function(command: Command) -> Callable[..., int | None]:
-    """Imports the function behind a command."""
-    module, function = command.target.split(":")
-    return getattr(import_module(f"sana_wm_env.{module}"), function)
 
 
 if __name__ == "__main__":

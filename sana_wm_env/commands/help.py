@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .table import COMMANDS, Group
+from .table import COMMANDS, Group, load_function
 
 FOLDER = Path(__file__).parent / "help"
 WIDTH = 100
@@ -120,8 +120,6 @@ def _sections(words: Sequence[str]) -> list[Section]:
     """What tyro says of a command, taken out of its boxes: the command's own flags first."""
     import tyro
 
-    from .. import cli
-
     out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # boxes are drawn where they can be written
     wide = 128  # one column of boxes, few lines broken
     with (
@@ -130,7 +128,7 @@ def _sections(words: Sequence[str]) -> list[Section]:
         contextlib.suppress(SystemExit),
     ):
         tyro.cli(
-            cli.load_function(find_command(words)),
+            load_function(find_command(words)),
             prog="x",
             args=["--help"],
             config=(tyro.conf.OmitArgPrefixes,),

@@ -1,5 +1,7 @@
 """Every command of `sana-wm`: one line about it, and the function behind it as text."""
 
+from collections.abc import Callable
+from importlib import import_module
 from typing import NamedTuple
 
 
@@ -207,3 +209,9 @@ COMMANDS: dict[str, Command | Group] = {
         "commands.parity:check_files",
     ),
 }
+
+
+def load_function(command: Command) -> Callable[..., int | None]:
+    """Imports the function behind a command."""
+    module, function = command.target.split(":")
+    return getattr(import_module(f"sana_wm_env.{module}"), function)

@@ -292,7 +292,7 @@ class RayVectorEnv(VectorEnv[Any, Any, Any]):
         """
         twin = self._template.slots[0].twin()
         episode = self.episode(slot)
-        twin.resume(episode, *twin._newest(episode))
+        twin.resume(episode, *twin.repeat_newest(episode))
         return twin
 
     # ---- the rest of Gymnasium's interface

@@ -114,7 +114,7 @@ class Worker:
 
     def shown(self) -> Any:
         """The newest observations of all slots."""
-        return self.vector._observations()
+        return self.vector.observe()
 
     def states(self) -> list[Any]:
         """The sessions of all slots, on the CPU."""
@@ -132,7 +132,7 @@ class Worker:
             episode = replace(episode, state=state)
             return imagine(slot.rules, episode, slot.model, state, actions, first=first, **options)
         twin = slot.twin()
-        twin.resume(episode, *twin._newest(episode))
+        twin.resume(episode, *twin.repeat_newest(episode))
         return twin.imagine(actions, **options)
 
     def close(self) -> None:

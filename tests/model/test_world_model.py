@@ -233,7 +233,7 @@ def test_keys_that_do_not_fit_are_named(folder, tmp_path):
     ("change", "said"),
     [
         ({"fsp": 16}, "unknown world settings \\['fsp'\\]"),
-        ({"sigmas": [1.0, 0.5]}, "fall strictly and end at 0"),
+        ({"sigmas": [1.0, 0.5]}, "fall from 1 at most to 0"),
         ({"transformer": {"depth": 4}}, "incomplete transformer settings"),
         ({"autoencoder": {"wide": 4}}, "wide"),
         ({"autoencoder": {"latent_channels": 8}}, "latent channels .* differ: 8 and 4"),
