@@ -33,12 +33,6 @@ def open_port(port: int, host: str = "127.0.0.1") -> socket.socket:
     return listening
 
 
-def check_port(port: int) -> None:
-    """ValueError for what is no port."""
-    if not 0 <= port < 65536:
-        raise ValueError(f"got --port {port}; wanted 0 (a free one) to 65535")
-
-
 async def serve(
     application: web.Application,
     listening: socket.socket,

@@ -419,12 +419,12 @@ def _finish(config: LadderConfig, ladder: Ladder, refining: Rung | None) -> None
         f"the best world ({row['stage']}, {100 * row['mean']:.1f} % of the distance closed on average, "
         f"see {config.home / 'ladder.md'})"
     )
-    for start in ladder.scores[:1]:
-        if start["stage"] == START and start["mean"] >= row["mean"]:
-            summary += (
-                f", no better than {config.init_from}, from which it began ({100 * start['mean']:.1f} %): "
-                "train longer"
-            )
+    first = ladder.scores[0]
+    if first["stage"] == START and first["mean"] >= row["mean"]:
+        summary += (
+            f", no better than {config.init_from}, from which it began ({100 * first['mean']:.1f} %): "
+            "train longer"
+        )
     if (out / CONFIG).is_file():
         there, new = WorldModel.load(str(out)), WorldModel.load(str(best))
         if weights_digest(there) == weights_digest(new):
