@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,8 +19,11 @@ class Progress(tqdm):
     """tqdm, which draws its bar on a terminal alone. Elsewhere (a file, a pipe, the log of a cluster) it
     writes a whole line every `LINE_SECONDS`, and nothing for work that is over sooner.
 
-    Arguments are those of tqdm.
+    Arguments are those of tqdm. Its lock is shared with forked processes, and one that is killed while it
+    holds the lock would stop the bars of all others for good; this one belongs to the process alone.
     """
+
+    _lock = threading.RLock()
 
     def __init__(self, *args: Any, **kwargs: Any):
         stream = kwargs.get("file") or sys.stderr
@@ -43,6 +48,10 @@ class Progress(tqdm):
             return
         self.disable = True
         self._decr_instances(self)  # type: ignore[attr-defined]
+
+
+if hasattr(os, "register_at_fork"):  # the thread that holds it is not in the child
+    os.register_at_fork(after_in_child=lambda: Progress.set_lock(threading.RLock()))
 
 
 def progress(iterable: Iterable[Any] | None = None, **options: Any) -> Progress:
