@@ -14,6 +14,7 @@ growth                       a deeper network that begins as the one it grew fro
 streaming, ode,              base of the streaming stages; stages 4 and 5 as published,
 self_forcing, distill        and both in short, on the truth
 refiner, lora                the second stage, in three phases; low-rank adapters
+campaign, programs           one turn on a big GPU; its compiled blocks, checked against the plain ones
 ladder, recipe, milestones   all stages by one command, scored on the way
 export                       trained weights as a world folder
 ablations, scale             ablations of the design; cost of training at scale, on paper

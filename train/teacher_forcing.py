@@ -39,6 +39,8 @@ class TeacherForcingConfig(StreamingConfig):
     Attributes:
         short_frames: latent frames of a short clip, 3k + 1; more of them make a batch of the same size.
         short: share of steps on short clips, which come from more rooms than sessions do.
+        lead: largest number of chunks that go before a long clip, without gradient; half of those have some.
+            Old states are met only there.
         own_past: largest share of a clip's chunks that are committed as the network imagines them in one call
             on top of what it imagined before, so that it learns to live with its errors; each clip draws its
             share between 0 and this, large ones more often (scheduled sampling, Bengio et al. 2015).
@@ -51,11 +53,12 @@ class TeacherForcingConfig(StreamingConfig):
     frames: int = 37
     short_frames: int = 13
     short: float = 0.5
+    lead: int = 0
     own_past: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_settings(self, short_frames="[1, inf)", short="[0, 1]", own_past="[0, 1]")
+        check_settings(self, short_frames="[1, inf)", short="[0, 1]", lead="[0, inf)", own_past="[0, 1]")
 
 
 class TeacherForcingStage(StreamingStage):
@@ -65,26 +68,32 @@ class TeacherForcingStage(StreamingStage):
         """Returns the distance of what is recovered from the truth, over all chunks; that of the first and of
         the last chunk to log.
         """
-        frames = self.config.frames
-        if torch.rand((), generator=shared(generator)) < self.config.short:
-            frames = self.config.short_frames
-            batch = max(1, batch * self.config.frames // frames)
+        config, alike, lead = self.config, shared(generator), 0
+        frames = config.frames
+        if torch.rand((), generator=alike) < config.short:
+            frames = config.short_frames
+            if not config.loop.compile:  # whose programs are for one size of batch
+                batch = max(1, batch * config.frames // frames)
+        elif config.lead and torch.rand((), generator=alike) < 0.5:
+            lead = int(torch.randint(1, config.lead + 1, (), generator=alike))
+            frames += lead * self.network.config.chunk
         window = self.clips.window(self.clips.draw(batch, frames, generator), frames)
-        errors = self.errors(window, generator)  # (K, B)
+        errors = self.errors(window, generator, lead)  # (K, B)
         ends = {"first": errors[0].mean().item(), f"chunk{len(errors) - 1}": errors[-1].mean().item()}
         return errors.mean(), ends
 
-    def errors(self, window: Window, generator: torch.Generator) -> Tensor:
-        """Distances (K, B) of the chunks of a window from the truth, each recovered on top of what is
-        committed before it.
+    def errors(self, window: Window, generator: torch.Generator, lead: int = 0) -> Tensor:
+        """Distances (K, B) of the chunks of a window after the first `lead` from the truth, each recovered on
+        top of what is committed before it.
         """
         chunks, text = self.chunks(window), self.network.text_context(window.text, window.text_mask)
-        past = [truth for truth, _ in chunks[:-1]]
-        if self.config.own_past:
+        past, before = [truth for truth, _ in chunks[:-1]], None
+        if self.config.own_past or lead:
             share = torch.rand(len(window.text), generator=generator, device=generator.device).sqrt()
-            past = self.imagine(chunks, text, self.config.own_past * share, generator)
-        recovered = self.recover_all(chunks, text, self.states(past, chunks, text), generator)
-        given = [1] + [0] * (len(chunks) - 1)  # the first frame is
+            past, before = self.imagine(chunks, text, self.config.own_past * share, generator, lead)
+        past, chunks = past[lead:], chunks[lead:]
+        recovered = self.recover_all(chunks, text, self.states(past, chunks, text, before), generator)
+        given = [0 if lead else 1] + [0] * (len(chunks) - 1)  # the first frame of a session is
         return torch.stack(
             [
                 distance(own[:, :, first:], truth[:, :, first:])
@@ -102,12 +111,16 @@ class TeacherForcingStage(StreamingStage):
         return cut
 
     def states(
-        self, past: list[Tensor], chunks: list[Chunk], text: TextContext
+        self,
+        past: list[Tensor],
+        chunks: list[Chunk],
+        text: TextContext,
+        before: TransformerState | None = None,
     ) -> list[TransformerState | None]:
-        """The state before each chunk: None, then what is carried. `past` is what is committed, but for the
-        last chunk.
+        """The state before each chunk: `before`, then what is carried. `past` is what is committed, but for
+        the last chunk.
         """
-        states: list[TransformerState | None] = [None]
+        states = [before]
         for latents, (_, cameras) in zip(past, chunks[:-1], strict=True):
             states.append(self.network.commit(latents, text, cameras, states[-1]))
         return states
@@ -120,11 +133,17 @@ class TeacherForcingStage(StreamingStage):
         generator: torch.Generator,
         levels: Sequence[float] = (),
     ) -> list[Tensor]:
-        """Every chunk as the network recovers it from noise. From the third on, where states are of one
-        shape, they are one batch.
+        """Every chunk as the network recovers it from noise. Those whose states are of one shape are one
+        batch: from the third of a session on.
         """
-        (truth, cameras), rest = chunks[0], list(zip(chunks[1:], states[1:], strict=True))
-        recovered = [self.recover(truth, text, cameras, None, truth[:, :, :1], generator, levels)]
+        rest, recovered = list(zip(chunks, states, strict=True)), []
+        if states[0] is None:
+            ((truth, cameras), _), *rest = rest
+            recovered = [self.recover(truth, text, cameras, None, truth[:, :, :1], generator, levels)]
+        if self.config.loop.compile:  # whose programs are for one size of batch
+            for (truth, cameras), state in rest:
+                recovered.append(self.recover(truth, text, cameras, state, None, generator, levels))
+            return recovered
         for group in filter(None, (rest[:1], rest[1:])):
             truths, cameras, before = (
                 map_tensors(lambda *values: torch.cat(values), *column)
@@ -139,19 +158,34 @@ class TeacherForcingStage(StreamingStage):
 
     @torch.no_grad()
     def imagine(
-        self, chunks: list[Chunk], text: TextContext, share: Tensor, generator: torch.Generator
-    ) -> list[Tensor]:
+        self,
+        chunks: list[Chunk],
+        text: TextContext,
+        share: Tensor,
+        generator: torch.Generator,
+        lead: int = 0,
+    ) -> tuple[list[Tensor], TransformerState | None]:
         """What is committed: for a share (B,) of the chunks of each clip what the network makes of pure noise
-        on top of what was committed before, the truth for the others. All but the last chunk.
+        on top of what was committed before, the truth for the others. All but the last chunk; and the state
+        after the first `lead` chunks.
         """
-        state, past = None, []
+        state, before, past = None, None, []
         for truth, cameras in chunks[:-1]:
             image = truth[:, :, :1] if state is None else None
             own = self.recover(truth, text, cameras, state, image, generator, self.config.sigmas[:1])
             is_own = torch.rand(len(truth), generator=generator, device=generator.device) < share
             past.append(torch.where(is_own[:, None, None, None, None], with_image(own, image), truth))
             state = self.network.commit(past[-1], text, cameras, state)
-        return past
+            if len(past) == lead:
+                before = self.opened(state)
+        return past, before
+
+    def opened(self, state: TransformerState) -> TransformerState:
+        """The state as one that a clip begins with. Where blocks are compiled it asks for a gradient that
+        nobody wants, as states inside the clip do, so that one program serves both.
+        """
+        wants = self.config.loop.compile
+        return state.map(lambda t: t.detach().requires_grad_(wants and t.is_floating_point()))
 
 
 def distance(own: Tensor, truth: Tensor) -> Tensor:

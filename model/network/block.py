@@ -43,20 +43,13 @@ class Block(nn.Module):
         past: BlockState | None,
     ) -> tuple[Tensor, BlockState | None]:
         """Run the block: x (B, T, S, C), modulation (B, T, 6, C) -> (x, carried state if it is kept)."""
+        index = self.index
+        text_of_block = (text.keys[index], text.values[index], text.mask)
+        arguments = (x, modulation, text_of_block, cameras.plucker[index], cameras, execution, past)
         if self.recompute and torch.is_grad_enabled():
             # nothing in here is random, so there is no generator to wind back
-            return checkpoint(
-                self._mix,
-                x,
-                modulation,
-                text,
-                cameras,
-                execution,
-                past,
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
-        return self._mix(x, modulation, text, cameras, execution, past)
+            return checkpoint(self.mix, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return self.mix(*arguments)
 
     def text_context(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, h, L, D) of text features y (B, L, C)."""
@@ -70,23 +63,27 @@ class Block(nn.Module):
         """
         return self.ops.linear(rows, self.plucker_proj.weight @ weight, self.plucker_proj(bias))
 
-    def _mix(
+    def mix(
         self,
         x: Tensor,
         modulation: Tensor,
-        text: TextContext,
+        text: tuple[Tensor, Tensor, Tensor],
+        plucker: Tensor,
         cameras: CameraContext,
         execution: Execution,
         past: BlockState | None,
     ) -> tuple[Tensor, BlockState | None]:
+        """`forward` on what the contexts hold for this block: text is keys, values and mask, plucker (B, T,
+        S, C). Nothing in it tells blocks of a kind apart, so torch.compile makes one program of each kind.
+        """
         rows = (self.scale_shift_table + modulation)[:, :, :, None].unbind(2)  # six of (B, T, 1, C)
         shift, scale, gate, shift_ffn, scale_ffn, gate_ffn = rows
         gate, gate_ffn = gate.to(x.dtype), gate_ffn.to(x.dtype)
         attended, attention_state = self.attn(
             self.ops.modulate(x, shift, scale), cameras, execution, past.attention if past else None
         )
-        x = torch.addcmul(x, gate, attended) + cameras.plucker[self.index]
-        x = self.cross_attn(x, text.keys[self.index], text.values[self.index], text.mask)
+        x = torch.addcmul(x, gate, attended) + plucker
+        x = self.cross_attn(x, *text)
         fed, tail = self.mlp(
             self.ops.modulate(x, shift_ffn, scale_ffn),
             cameras.grid,

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ..config import TransformerConfig
 from ..contexts import CameraContext, TextContext
-from ..kernels.operations import PLAIN, Computes, Linear, Packed, RMSNorm
+from ..kernels.operations import PLAIN, Computes, Linear, Operations, Packed, RMSNorm
 from ..kernels.quantized import wide_activations
 from ..kernels.select import SMALL_WIDTH, select_operations
 from ..state import BlockState, TransformerState
@@ -64,17 +64,19 @@ class Transformer(nn.Module):
             frozenset()
         )  # timesteps at which quantised layers take activations as they are
 
-    def prepare(self, compute_dtype: torch.dtype | None = None, plain: bool = False) -> "Transformer":
+    def prepare(
+        self, compute_dtype: torch.dtype | None = None, operations: Operations | None = None
+    ) -> "Transformer":
         """Choose the operations for the device that the weights are on. Call it again after they have moved.
 
         Args:
             compute_dtype: of activations, None for that of the weights. Training in bfloat16 keeps float32
                 weights.
-            plain: take the reference, whatever the device.
+            operations: these in place of the fastest for the device.
         """
         self.compute_dtype = compute_dtype
         sizes = self.config.width, self.config.head_dim, self.config.ffn_width
-        ops = PLAIN if plain else select_operations(*sizes, self.pos_embed.device, self.dtype)
+        ops = operations or select_operations(*sizes, self.pos_embed.device, self.dtype)
         if not self.training:
             for block in self.blocks:
                 # as the feed-forward multiplies with it, where it is not packed

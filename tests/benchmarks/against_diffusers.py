@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from sana_wm_env.model.camera_inputs import camera_inputs
 from sana_wm_env.model.cores import run_apart
+from sana_wm_env.model.kernels.operations import PLAIN
 from sana_wm_env.model.kernels.select import measure_products
 from sana_wm_env.model.storage.worlds import write_config, write_transformer
 from sana_wm_env.model.world import WorldModel, WorldState
@@ -123,7 +124,7 @@ def measure(config: AgainstConfig) -> None:
         return counter.get_total_flops()
 
     world.transformer.prepare(
-        plain=True
+        operations=PLAIN
     )  # the counter knows torch's own operations, in the thread that runs them
     gflop = run_apart(count) / 1e9
     world.transformer.prepare()

@@ -25,6 +25,7 @@ from tqdm import tqdm
 import sana_wm_env  # noqa: F401  # registers the ids
 from sana_wm_env.model import world as world_module
 from sana_wm_env.model.codecs.autoencoder import Autoencoder
+from sana_wm_env.model.kernels.operations import PLAIN
 from sana_wm_env.model.kernels.select import measure_products
 from sana_wm_env.model.network.transformer import Transformer
 
@@ -143,7 +144,7 @@ def count_floors(env: gym.Env, calls: dict[str, int]) -> dict[str, float]:
         for part, places in PARTS.items():
             for owner, name in places:
                 stack.enter_context(patch.object(owner, name, counted(part, getattr(owner, name))))
-        world.transformer.prepare(plain=True)
+        world.transformer.prepare(operations=PLAIN)
         env.step(env.action_space.sample())
     rates = measure_products()
     best = {

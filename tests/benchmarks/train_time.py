@@ -19,6 +19,7 @@ from step_time import processor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from sana_wm_env.model.kernels.operations import PLAIN
 from sana_wm_env.model.kernels.select import measure_products
 from sana_wm_env.model.world import WorldModel
 from sana_wm_env.train.bidirectional import BidirectionalConfig, BidirectionalStage
@@ -88,7 +89,7 @@ def floor_of(stage: BidirectionalStage, batch: int) -> float:
         if dtype == torch.bfloat16
         else max(rates["float32"], rates.get("float32 by oneDNN", 0))
     )
-    stage.network.prepare(dtype, plain=True)
+    stage.network.prepare(dtype, operations=PLAIN)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         stage.loss(batch, torch.Generator().manual_seed(0))
     stage.prepare(stage.network)

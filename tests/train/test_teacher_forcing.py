@@ -3,13 +3,16 @@ grows.
 """
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from small_ladder import CODER, KINDS, TINY
+from torch._dynamo.utils import counters
 
 from sana_wm_env.model.config import PRESETS
 from sana_wm_env.model.network.transformer import Transformer
+from sana_wm_env.model.tree import tensors_of
 from sana_wm_env.train import autoencoder, bidirectional, teacher_forcing
 from sana_wm_env.train.data import rooms as data
 from sana_wm_env.train.data.latents import Window
@@ -102,7 +105,7 @@ def test_its_own_past_is_what_it_imagines(stage):
     """The second chunk is imagined on top of what the network made of the first."""
     window = window_of(stage)
     chunks, text = stage.chunks(window), stage.network.text_context(window.text, window.text_mask)
-    past = stage.imagine(chunks, text, torch.ones(2), generator())
+    past, _ = stage.imagine(chunks, text, torch.ones(2), generator())
     (truth, cameras), (second, after) = chunks[:2]
     assert torch.equal(past[0][:, :, :1], truth[:, :, :1]), "the first frame is given"
     assert not torch.allclose(past[0], truth, atol=1e-2)
@@ -117,8 +120,54 @@ def test_its_own_past_is_what_it_imagines(stage):
 def test_without_a_past_of_its_own_the_truth_is_committed(stage):
     window = window_of(stage)
     chunks, text = stage.chunks(window), stage.network.text_context(window.text, window.text_mask)
-    past = stage.imagine(chunks, text, torch.zeros(2), generator())
+    past, _ = stage.imagine(chunks, text, torch.zeros(2), generator())
     assert all(torch.equal(made, truth) for made, (truth, _) in zip(past, chunks, strict=False))
+
+
+@torch.no_grad()
+def test_a_clip_goes_on_from_what_went_before_it(stage):
+    """With two chunks of lead, the third and the fourth are those of the whole window."""
+    window = window_of(stage)
+    chunks, text = stage.chunks(window), stage.network.text_context(window.text, window.text_mask)
+    truths = [truth for truth, _ in chunks]
+    past, before = stage.imagine(chunks, text, torch.zeros(2), generator(), lead=2)
+    states = stage.states(past[2:], chunks[2:], text, before)
+    whole = stage.states(truths[:-1], chunks, text)[2:]
+    for one, other in zip(map(tensors_of, states), map(tensors_of, whole), strict=True):
+        assert all(map(torch.equal, one, other))
+    assert stage.errors(window, generator(), lead=2).shape == (2, 2)
+
+
+def test_no_gradient_reaches_the_lead(stage):
+    window = window_of(stage)
+    window = replace(window, latents=window.latents.clone().requires_grad_())
+    stage.errors(window, generator(), lead=1).mean().backward()
+    gradient = window.latents.grad.abs().amax((0, 1, 3, 4))
+    assert (gradient[:4] == 0).all() and (gradient[4:] > 0).all()
+
+
+def test_compiled_blocks_recover_what_plain_ones_do(config, monkeypatch):
+    """Gradients included, without and with a lead. There is one program for each kind of block and of past,
+    whatever the block.
+    """
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    loop = replace(config.loop, compile=True)  # plain ones too draw their noise chunk by chunk then
+    stage = teacher_forcing.TeacherForcingStage(replace(config, loop=loop, own_past=1.0, init_from=""))
+    window, results = window_of(stage), []
+    for compiled in (True, False):
+        if not compiled:
+            for block in stage.network.blocks:
+                del block.mix
+        stage.network.zero_grad()
+        errors = [stage.errors(window, generator(), lead) for lead in (0, 2)]
+        (errors[0].mean() + errors[1].mean()).backward()
+        grads = [p.grad for p in stage.network.parameters() if p.grad is not None]
+        results.append([*(e.detach() for e in errors), *(grad.clone() for grad in grads)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    # by the delta rule: the opening and any other chunk; softmax: those after none, one and two; each twice
+    assert counters["stats"]["unique_graphs"] == 10
 
 
 @pytest.mark.parametrize("short", [0.0, 1.0])

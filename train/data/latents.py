@@ -17,6 +17,7 @@ from sana_wm_env.model.codecs.autoencoder import TEMPORAL_STRIDE, Autoencoder, g
 from sana_wm_env.model.codecs.text import TextEncoder, TextEncoderConfig
 from sana_wm_env.model.storage.tensors import read_tensors
 from sana_wm_env.progress import progress
+from sana_wm_env.rooms import render_native
 from sana_wm_env.rooms.scene import sample_scenes
 
 from ..processes import barrier, rank, world_size
@@ -210,22 +211,28 @@ def room_clips(folder: Path, counts: dict[str, int]) -> list[LatentClip]:
 
 @torch.inference_mode()
 def encode_clip_files(
-    folder: Path, kind: str, count: int, size: tuple[int, int], autoencoder: Autoencoder, device: str = "cpu"
+    folder: Path,
+    kind: str,
+    count: int,
+    size: tuple[int, int],
+    autoencoder: Autoencoder,
+    device: str = "cpu",
+    share: tuple[int, int] | None = None,
 ) -> None:
-    """Writes the missing latents of the first `count` clip files, in half precision, shared among the
-    processes.
+    """Writes the missing latents of the first `count` clip files, in half precision; of them the `share`
+    (number, shares) of this process, by default as those that train together divide them.
 
     Frames are read where the autoencoder's stage has left them, else rendered, and not kept: they take seven
-    times the space.
+    times the space. The compiled renderer goes before a GPU.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [index for index in range(count) if not latents_path(folder, kind, index).exists()]
-    barrier()
-    for index in progress(
-        missing[rank() :: world_size()], desc=f"encoding {kind}", unit="file", disable=not missing
-    ):
+    number, shares = share or (rank(), world_size())
+    own = range(number, count, shares)
+    missing = [index for index in own if not latents_path(folder, kind, index).exists()]
+    renders_on = "cpu" if render_native.available() else device
+    for index in progress(missing, desc=f"encoding {kind}", unit="file", disable=not missing):
         file = clip_file(folder, kind, index)
-        clips = read_clip_file(file) if file.exists() else render_clip_file(kind, index, size, device)
+        clips = read_clip_file(file) if file.exists() else render_clip_file(kind, index, size, renders_on)
         stills, moving = zip(
             *(encode_clip(frames, autoencoder, device) for frames in clips.frames), strict=True
         )

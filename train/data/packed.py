@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
-from av.error import FFmpegError
 from numpy.typing import NDArray
 
 from sana_wm_env.actions import FPS
@@ -95,7 +93,7 @@ def read_packed(tar: Path) -> Iterator[PackedClip]:
             raise ValueError(f"{tar}: the clip {key} has no {' and no '.join(sorted(missing))}; pack again")
         try:
             yield _read_clip(key, parts)
-        except (ValueError, FFmpegError, OSError, RecursionError, OverflowError) as error:
+        except (ValueError, OSError, RecursionError, OverflowError) as error:
             cause = (str(error) or type(error).__name__).splitlines()[0][:200]
             raise ValueError(f"{tar}: the clip {key} is broken: {cause}; pack again") from None
 
@@ -153,6 +151,8 @@ def _samples(tar: Path, endings: tuple[str, ...]) -> Iterator[tuple[str, dict[st
 
 def encode_video(frames: NDArray[np.uint8], crf: int = 0) -> bytes:
     """H.264 in an mp4 of 16 frames per second: uint8 (F, H, W, 3), lossless with crf 0, yuv420p otherwise."""
+    import av  # here, as who trains on rooms needs no videos
+
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream: Any = container.add_stream(
@@ -167,18 +167,26 @@ def encode_video(frames: NDArray[np.uint8], crf: int = 0) -> bytes:
 
 
 def decode_video(data: bytes, shape: tuple[int, int, int] | None = None) -> NDArray[np.uint8]:
-    """The frames (F, H, W, 3) of an mp4; ValueError if they do not have the stated (F, H, W)."""
+    """The frames (F, H, W, 3) of an mp4. ValueError if it cannot be decoded, or if they do not have the
+    stated (F, H, W).
+    """
+    import av
+    from av.error import FFmpegError
+
     frames = []
-    with av.open(io.BytesIO(data), "r") as container:
-        if not container.streams.video:
-            raise ValueError("got an mp4 without a video stream")
-        for frame in container.decode(video=0):
-            if shape and ((frame.height, frame.width) != shape[1:] or len(frames) == shape[0]):
-                raise ValueError(
-                    f"got frames of {frame.height} x {frame.width}, {len(frames) + 1} or more; wanted "
-                    f"{shape[0]} of {shape[1]} x {shape[2]}"
-                )
-            frames.append(frame.to_ndarray(format="rgb24"))
+    try:
+        with av.open(io.BytesIO(data), "r") as container:
+            if not container.streams.video:
+                raise ValueError("got an mp4 without a video stream")
+            for frame in container.decode(video=0):
+                if shape and ((frame.height, frame.width) != shape[1:] or len(frames) == shape[0]):
+                    raise ValueError(
+                        f"got frames of {frame.height} x {frame.width}, {len(frames) + 1} or more; wanted "
+                        f"{shape[0]} of {shape[1]} x {shape[2]}"
+                    )
+                frames.append(frame.to_ndarray(format="rgb24"))
+    except FFmpegError as error:
+        raise ValueError(str(error)) from None
     if not frames or (shape and len(frames) != shape[0]):
         raise ValueError(f"got {len(frames)} frames; wanted {shape[0] if shape else 'some'}")
     return np.stack(frames).astype(np.uint8, copy=False)

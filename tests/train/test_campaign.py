@@ -1,0 +1,138 @@
+"""A turn on a GPU, on the CPU: its programs are compared with the blocks that they stand for, its weights
+come home in parts.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from safetensors.torch import load, save_file
+from small_ladder import CODER, KINDS, TINY
+
+from sana_wm_env.model.config import PRESETS
+from sana_wm_env.train import autoencoder, bidirectional, campaign
+from sana_wm_env.train.data import rooms as data
+from sana_wm_env.train.loop import LoopConfig, load_average
+from sana_wm_env.train.programs import PROGRAMS, make_program
+from sana_wm_env.train.teacher_forcing import TeacherForcingConfig, TeacherForcingStage
+
+pytestmark = pytest.mark.heavy
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "KINDS", KINDS)
+        patch.setitem(PRESETS, "tiny", TINY)
+        patch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+        torch.compiler.reset()
+        yield
+
+
+@pytest.fixture(scope="module")
+def config(small, tmp_path_factory) -> campaign.CampaignConfig:
+    folder = tmp_path_factory.mktemp("campaign")
+    loop = LoopConfig(steps=2, batch=2, preview=0, precision="fp32")
+    common = {"world": "tiny", "runs": folder / "runs"}
+    for runs in (common["runs"], common["runs"] / "programs"):
+        ours = common | {"runs": runs, "loop": loop, "shards": 1}
+        autoencoder.run(autoencoder.AutoencoderStageConfig(**ours, model=CODER))
+    bidirectional.run(bidirectional.BidirectionalConfig(**common, loop=loop, shards=1))
+    weights = str(folder / "begin.safetensors")
+    save_file(load_average(common["runs"] / "tiny" / "bidirectional", "generator"), weights)
+    stage = TeacherForcingConfig(
+        **common,
+        loop=replace(loop, steps=10**9, compile=True),
+        init_from=weights,
+        shards=0,
+        sessions=3,
+        home_sessions=2,
+        frames=19,
+        lead=2,
+        own_past=1.0,
+        pack=False,
+    )
+    return campaign.CampaignConfig(folder / "out", seconds=40, reserve=1, encoders=2, stage=stage)
+
+
+def small_stage(config) -> TeacherForcingStage:
+    counts = dict.fromkeys(("shards", "home_shards", "sessions"), 0)
+    runs = config.stage.runs / "programs"
+    return TeacherForcingStage(replace(config.stage, runs=runs, home_sessions=1, **counts))
+
+
+@pytest.mark.parametrize("program", PROGRAMS[1:6:2], ids=lambda p: "-".join(map(str, p)))
+def test_every_program_computes_what_its_block_does(config, program, capsys):
+    make_program(small_stage(config), program)
+    said = capsys.readouterr().out
+    assert str(program) in said and "plain" in said
+    assert ("gradients of weights" in said) == program[-1]
+
+
+@pytest.mark.parametrize("wrong", ["output", "gradient"])
+def test_a_program_that_errs_is_refused(config, monkeypatch, wrong):
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return 2 * gradient
+
+    def compiled(mix, **options):
+        def err(*inputs):
+            x, state = mix(*inputs)
+            return (x + 1 if wrong == "output" else Doubled.apply(x)), state
+
+        return err if torch.compiler.is_compiling() else partial(choose, mix, err)
+
+    def choose(mix, err, *inputs):  # plain where programs are switched off
+        forced = torch._dynamo.eval_frame._stance.stance == "force_eager"
+        return (mix if forced else err)(*inputs)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    with pytest.raises(ArithmeticError, match="is off by"):
+        make_program(small_stage(config), ("GatedDeltaAttention", 3, 1, True))
+    if wrong == "gradient":
+        make_program(small_stage(config), ("GatedDeltaAttention", 3, 1, False))
+
+
+class Here:
+    """A part of the campaign, done in this process when it is waited for."""
+
+    def __init__(self, config, code: int, flag: str, number: int):
+        self.config, self.code, self.flag, self.number = config, code, flag, number
+
+    def wait(self) -> int:
+        if self.flag == "--share":
+            campaign.encode_share(replace(self.config, share=self.number))
+            return 0
+        return self.code
+
+
+@pytest.mark.parametrize("code", [0, 1], ids=["programs", "wrong programs"])
+def test_a_turn_brings_weights_home_in_parts(config, tmp_path, monkeypatch, capsys, code):
+    stage = replace(config.stage, name=f"turn-{code}")
+    config = replace(config, out=tmp_path, seconds=15.0, stage=stage)
+    monkeypatch.setattr(campaign, "PART", 100_000)
+    monkeypatch.setattr(campaign, "_start", partial(Here, config, code))
+    monkeypatch.setattr(campaign, "_take_autoencoder", lambda stage: None)  # the fixture's, of this size
+    campaign.run(config)
+    parts = sorted(config.out.glob("transformer.safetensors.*"))
+    assert len(parts) > 1
+    home = load(b"".join(part.read_bytes() for part in parts))
+    trained = load_average(config.stage.home, "generator")
+    begin = load((config.stage.runs.parent / "begin.safetensors").read_bytes())
+    assert {name: value.dtype for name, value in home.items()} == dict.fromkeys(trained, torch.float16)
+    assert all(torch.equal(home[name], trained[name].half()) for name in trained)
+    assert any(not torch.equal(home[name], begin[name].half()) for name in trained)
+    assert ("without programs" in capsys.readouterr().out) == bool(code)
+
+
+def test_no_time_is_said(config, monkeypatch):
+    monkeypatch.setattr(campaign, "_start", partial(Here, config, 0))
+    monkeypatch.setattr(campaign, "_take_autoencoder", lambda stage: None)
+    with pytest.raises(TimeoutError, match="give more --seconds"):
+        campaign.run(replace(config, seconds=1.0))

@@ -1,0 +1,193 @@
+"""One turn on a big GPU: weights in, better weights out, within minutes (script/gpu-campaign).
+
+The blocks run as programs of torch.compile. Making them one after the other would take as long as the
+training, so each is made and checked in a process of its own and found in the compiler's cache; others render
+and encode meanwhile what is trained on. What is left of the time is then known, and the rates fall within it.
+
+python -m sana_wm_env.train.campaign OUT --seconds 560
+"""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import tyro
+from safetensors.torch import save
+
+from sana_wm_env.settings import check_settings
+
+from . import autoencoder
+from .autoencoder import load_trained
+from .checkpoints import latest
+from .data.latents import encode_clip_files
+from .loop import LoopConfig, load_average, train
+from .optim import OptimConfig
+from .processes import PARENT, start_processes
+from .programs import PROGRAMS, make_program
+from .teacher_forcing import TeacherForcingConfig, TeacherForcingStage
+
+PART = 15 * 2**20
+"""Bytes of a file that is brought home."""
+
+
+@dataclass(frozen=True)
+class CampaignConfig:
+    """Trains a world of rooms by teacher forcing until the time is over.
+
+    Attributes:
+        out: folder for the averaged weights, in half precision and in parts of 15 MiB.
+        seconds: from the start of this process to its end.
+        reserve: of them, for writing the result.
+        encoders: processes that render and encode.
+        stage: what is trained, and how.
+        program: number in `PROGRAMS` of the one to make and to check, nothing else; -1 for the campaign.
+        share: number of the encoder to be, nothing else; -1 for the campaign.
+    """
+
+    out: tyro.conf.Positional[Path]
+    seconds: float = 560.0
+    reserve: float = 12.0
+    encoders: int = 6
+    stage: TeacherForcingConfig = field(
+        default_factory=lambda: TeacherForcingConfig(
+            loop=LoopConfig(
+                steps=10**9,
+                batch=64,
+                device="cuda",
+                preview=0,
+                compile=True,
+                optim=OptimConfig(lr=3e-3, adam_lr=2e-3, warmup=30, decay=0.75),
+            ),
+            init_from="rooms",
+            shards=0,
+            sessions=100,
+            home_sessions=240,
+            frames=37,
+            short=0.3,
+            lead=24,
+            own_past=1.0,
+            pack=False,
+        )
+    )
+    program: int = -1
+    share: int = -1
+
+    def __post_init__(self) -> None:
+        check_settings(self, seconds="(0, inf)", reserve="[0, inf)", encoders="[1, inf)")
+        check_settings(self, program=f"[-1, {len(PROGRAMS) - 1}]", share=f"[-1, {self.encoders - 1}]")
+
+
+def run(config: CampaignConfig) -> None:
+    """Makes the programs and the data, trains, and writes OUT/transformer.safetensors.00, .01, ..
+
+    A turn is short, so nothing ends it: where a program is wrong or cannot be made, none is used; where
+    memory is short, the clips get shorter. TimeoutError if no time is left to train, ChildProcessError
+    without data.
+    """
+    began = time.monotonic()
+    stage = config.stage
+    for one in (stage, _small(stage)):
+        _take_autoencoder(one)
+    TeacherForcingStage(_small(stage))  # renders its one file, before others want it
+    encoders = [_start("--share", number) for number in range(config.encoders)]
+    makers = [_start("--program", number) for number in range(len(PROGRAMS))]
+    _say(began, f"making {len(makers)} programs and the data")
+    if codes := [code for encoder in encoders if (code := encoder.wait())]:
+        raise ChildProcessError(f"encoding ended with code {codes[0]}, see above")
+    _say(began, "the data are there")
+    wrong = [program for maker, program in zip(makers, PROGRAMS, strict=True) if maker.wait()]
+    shorter = replace(stage, frames=min(stage.frames, 25))
+    plain = replace(stage.loop, compile=False, batch=max(1, stage.loop.batch // 2))
+    attempts = [] if wrong else [stage, shorter]
+    if wrong:
+        _say(began, f"training without programs, as of {wrong}, see above")
+    end = began + config.seconds - config.reserve
+    try:
+        for attempt in (*attempts, replace(stage, loop=plain), replace(shorter, loop=plain)):
+            if _train(attempt, end):
+                break
+    finally:
+        if latest(stage.home) is not None:
+            _write_parts(config.out, stage.home)
+    _say(began, f"wrote the averaged weights to {config.out}")
+
+
+def _train(stage: TeacherForcingConfig, end: float) -> bool:
+    """Trains until `end`. False, and the reason is printed, if memory or the compiler fail."""
+    training = TeacherForcingStage(stage)
+    left = end - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("the time went by before the training began; give more --seconds")
+    print(f"training for {left:.0f} s", flush=True)
+    try:
+        train(training, replace(stage.loop, hours=left / 3600), stage.home)
+    except RuntimeError as error:  # memory's and the compiler's are of this class
+        print(f"it failed: {type(error).__name__}: {str(error)[:2000]}", flush=True)
+        return False
+    return True
+
+
+def _say(began: float, what: str) -> None:
+    print(f"{time.monotonic() - began:.0f} s: {what}", flush=True)
+
+
+def _small(stage: TeacherForcingConfig) -> TeacherForcingConfig:
+    """The stage on one clip file, in a folder of its own."""
+    counts = dict.fromkeys(("shards", "home_shards", "sessions"), 0)
+    return replace(stage, runs=stage.runs / "programs", home_sessions=1, **counts)
+
+
+def _take_autoencoder(stage: TeacherForcingConfig) -> None:
+    loop = LoopConfig(steps=0, device=stage.loop.device, preview=0)
+    autoencoder.run(
+        autoencoder.AutoencoderStageConfig(
+            stage.world, loop=loop, runs=stage.runs, start_from=stage.world, shards=0, size=stage.size
+        )
+    )
+
+
+def _start(flag: str, number: int) -> subprocess.Popen[bytes]:
+    """This command again, for a part of the work."""
+    shared = {"TORCHINDUCTOR_COMPILE_THREADS": "4", "OMP_NUM_THREADS": "2", PARENT: str(os.getpid())}
+    command = [sys.executable, "-m", __spec__.name, *sys.argv[1:], flag, str(number)]
+    return subprocess.Popen(command, env=os.environ | shared)
+
+
+def encode_share(config: CampaignConfig) -> None:
+    """Renders and encodes every n-th clip file of each kind."""
+    stage, device = config.stage, config.stage.loop.device
+    coder = load_trained(stage.runs / stage.world / "autoencoder", device)
+    counts = {"sessions": stage.sessions, "home-sessions": stage.home_sessions}
+    counts |= {"clips": stage.shards, "home-clips": stage.home_shards}
+    for kind, count in counts.items():
+        share = (config.share, config.encoders)
+        encode_clip_files(stage.runs / "data", kind, count, stage.size, coder, device, share)
+
+
+def _write_parts(out: Path, home: Path) -> None:
+    weights = {
+        name: value.half().contiguous().cpu() for name, value in load_average(home, "generator").items()
+    }
+    body = save(weights)
+    out.mkdir(parents=True, exist_ok=True)
+    for number, begin in enumerate(range(0, len(body), PART)):
+        (out / f"transformer.safetensors.{number:02d}").write_bytes(body[begin : begin + PART])
+
+
+def main() -> None:
+    """Runs the campaign, or a part of it, as the flags say."""
+    config = tyro.cli(CampaignConfig, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    start_processes()
+    if config.program >= 0:
+        make_program(TeacherForcingStage(_small(config.stage)), PROGRAMS[config.program])
+    elif config.share >= 0:
+        encode_share(config)
+    else:
+        run(config)
+
+
+if __name__ == "__main__":
+    main()
