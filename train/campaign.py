@@ -10,13 +10,17 @@ python -m sana_wm_env.train.campaign OUT --seconds 560
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import tyro
 from safetensors.torch import save
 
+from sana_wm_env.files import replacing
 from sana_wm_env.settings import check_settings
 
 from . import autoencoder
@@ -31,6 +35,8 @@ from .teacher_forcing import TeacherForcingConfig, TeacherForcingStage
 
 PART = 15 * 2**20
 """Bytes of a file that is brought home."""
+WATCH_SECONDS = 10.0
+"""Between two looks for a new checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ class CampaignConfig:
                 batch=64,
                 device="cuda",
                 preview=0,
+                save_minutes=1.0,
                 compile=True,
                 optim=OptimConfig(lr=3e-3, adam_lr=2e-3, warmup=30, decay=0.75),
             ),
@@ -105,13 +112,10 @@ def run(config: CampaignConfig) -> None:
     if wrong:
         _say(began, f"training without programs, as of {wrong}, see above")
     end = began + config.seconds - config.reserve
-    try:
+    with _bringing_home(config.out, stage.home):
         for attempt in (*attempts, replace(stage, loop=plain), replace(shorter, loop=plain)):
             if _train(attempt, end):
                 break
-    finally:
-        if latest(stage.home) is not None:
-            _write_parts(config.out, stage.home)
     _say(began, f"wrote the averaged weights to {config.out}")
 
 
@@ -167,6 +171,31 @@ def encode_share(config: CampaignConfig) -> None:
         encode_clip_files(stage.runs / "data", kind, count, stage.size, coder, device, share)
 
 
+@contextmanager
+def _bringing_home(out: Path, home: Path) -> Iterator[None]:
+    """Writes the averaged weights of every checkpoint, as a turn may be cut off, and of the last one in any
+    case.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        seen = 0.0
+        while not over.wait(WATCH_SECONDS):
+            if (path := latest(home)) is not None and (now := path.stat().st_mtime) > seen:
+                seen = now
+                _write_parts(out, home)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+        if latest(home) is not None:
+            _write_parts(out, home)
+
+
 def _write_parts(out: Path, home: Path) -> None:
     weights = {
         name: value.half().contiguous().cpu() for name, value in load_average(home, "generator").items()
@@ -174,7 +203,8 @@ def _write_parts(out: Path, home: Path) -> None:
     body = save(weights)
     out.mkdir(parents=True, exist_ok=True)
     for number, begin in enumerate(range(0, len(body), PART)):
-        (out / f"transformer.safetensors.{number:02d}").write_bytes(body[begin : begin + PART])
+        with replacing(out / f"transformer.safetensors.{number:02d}") as part:
+            part.write_bytes(body[begin : begin + PART])
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 come home in parts.
 """
 
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -112,11 +113,23 @@ class Here:
         return self.code
 
 
+def test_weights_come_home_while_it_trains(config, tmp_path, monkeypatch):
+    """As a turn may be cut off at any moment."""
+    monkeypatch.setattr(campaign, "WATCH_SECONDS", 0.05)
+    home, out = config.stage.runs / "tiny" / "bidirectional", tmp_path / "out"
+    with campaign._bringing_home(out, home):
+        parts, end = out / "transformer.safetensors.00", time.monotonic() + 30
+        while not parts.exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        assert load(parts.read_bytes()).keys() == load_average(home, "generator").keys()
+
+
 @pytest.mark.parametrize("code", [0, 1], ids=["programs", "wrong programs"])
 def test_a_turn_brings_weights_home_in_parts(config, tmp_path, monkeypatch, capsys, code):
     stage = replace(config.stage, name=f"turn-{code}")
     config = replace(config, out=tmp_path, seconds=15.0, stage=stage)
     monkeypatch.setattr(campaign, "PART", 100_000)
+    monkeypatch.setattr(campaign, "WATCH_SECONDS", 0.5)
     monkeypatch.setattr(campaign, "_start", partial(Here, config, code))
     monkeypatch.setattr(campaign, "_take_autoencoder", lambda stage: None)  # the fixture's, of this size
     campaign.run(config)
