@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 import tyro
 from safetensors.torch import save
 
@@ -30,11 +31,13 @@ from .data.latents import encode_clip_files
 from .loop import LoopConfig, load_average, train
 from .optim import OptimConfig
 from .processes import PARENT, start_processes
-from .programs import PROGRAMS, make_program
+from .programs import PROGRAMS, PlainBlockError, make_program
 from .teacher_forcing import TeacherForcingConfig, TeacherForcingStage
 
 PART = 15 * 2**20
 """Bytes of a file that is brought home."""
+PLAIN_WRONG = 3
+"""Exit code of a maker whose plain block errs."""
 WATCH_SECONDS = 10.0
 """Between two looks for a new checkpoint."""
 
@@ -91,11 +94,13 @@ def run(config: CampaignConfig) -> None:
     """Makes the programs and the data, trains, and writes OUT/transformer.safetensors.00, .01, ..
 
     A turn is short, so nothing ends it: where a program is wrong or cannot be made, none is used; where
-    memory is short, the clips get shorter. TimeoutError if no time is left to train, ChildProcessError
-    without data.
+    memory is short, the clips get shorter. ValueError without the card that is asked for, TimeoutError if no
+    time is left to train, ChildProcessError without data and where even plain blocks are wrong.
     """
     began = time.monotonic()
     stage = config.stage
+    if stage.loop.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"got --device {stage.loop.device}; torch {torch.__version__} sees no CUDA card")
     for one in (stage, _small(stage)):
         _take_autoencoder(one)
     TeacherForcingStage(_small(stage))  # renders its one file, before others want it
@@ -105,7 +110,10 @@ def run(config: CampaignConfig) -> None:
     if codes := [code for encoder in encoders if (code := encoder.wait())]:
         raise ChildProcessError(f"encoding ended with code {codes[0]}, see above")
     _say(began, "the data are there")
-    wrong = [program for maker, program in zip(makers, PROGRAMS, strict=True) if maker.wait()]
+    codes = [maker.wait() for maker in makers]
+    if PLAIN_WRONG in codes:
+        raise ChildProcessError("this device computes wrongly even without programs, see above")
+    wrong = [program for code, program in zip(codes, PROGRAMS, strict=True) if code]
     shorter = replace(stage, frames=min(stage.frames, 25))
     plain = replace(stage.loop, compile=False, batch=max(1, stage.loop.batch // 2))
     attempts = [] if wrong else [stage, shorter]
@@ -212,7 +220,11 @@ def main() -> None:
     config = tyro.cli(CampaignConfig, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     start_processes()
     if config.program >= 0:
-        make_program(TeacherForcingStage(_small(config.stage)), PROGRAMS[config.program])
+        try:
+            make_program(TeacherForcingStage(_small(config.stage)), PROGRAMS[config.program])
+        except PlainBlockError as error:
+            print(error, file=sys.stderr)
+            sys.exit(PLAIN_WRONG)
     elif config.share >= 0:
         encode_share(config)
     else:

@@ -144,6 +144,20 @@ def test_a_turn_brings_weights_home_in_parts(config, tmp_path, monkeypatch, caps
     assert ("without programs" in capsys.readouterr().out) == bool(code)
 
 
+def test_a_device_that_errs_trains_nothing(config, monkeypatch):
+    monkeypatch.setattr(campaign, "_start", partial(Here, config, campaign.PLAIN_WRONG))
+    monkeypatch.setattr(campaign, "_take_autoencoder", lambda stage: None)
+    with pytest.raises(ChildProcessError, match="even without programs"):
+        campaign.run(config)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_missing_card_is_said(config):
+    stage = replace(config.stage, loop=replace(config.stage.loop, device="cuda"))
+    with pytest.raises(ValueError, match="sees no CUDA card"):
+        campaign.run(replace(config, stage=stage))
+
+
 def test_no_time_is_said(config, monkeypatch):
     monkeypatch.setattr(campaign, "_start", partial(Here, config, 0))
     monkeypatch.setattr(campaign, "_take_autoencoder", lambda stage: None)
