@@ -43,6 +43,10 @@ class PlayConfig:
     """of all weights (default: the world's own)"""
     precision: Literal["fp8", "nvfp4", "mxfp8", "int8"] | None = None
     """quantise the transformer (default: as the world is stored)"""
+    refiner: str | None = None
+    """show all frames through a second stage: "auto" for the world's own, or the folder of one (default:
+    none)
+    """
 
     def __post_init__(self) -> None:
         """Raises ValueError for values out of range."""
@@ -55,7 +59,15 @@ def run(config: PlayConfig) -> int:
     check_flags(config)
     from .server import Server, ServerChoice
 
-    world = WorldChoice(config.env, config.world, config.device, config.dtype, config.precision, config.delay)
+    world = WorldChoice(
+        config.env,
+        config.world,
+        config.device,
+        config.dtype,
+        config.precision,
+        config.refiner,
+        config.delay,
+    )
     choice = ServerChoice(config.truth, config.sessions, config.idle, policy=config.policy)
     with open_port(config.port) as listening:
         address = f"http://127.0.0.1:{listening.getsockname()[1]}/?token={choice.token}"

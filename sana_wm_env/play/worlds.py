@@ -31,6 +31,7 @@ class WorldChoice:
         device: where it runs.
         dtype: see `SanaWMEnv`.
         precision: see `SanaWMEnv`.
+        refiner: see `SanaWMEnv`.
         delay: of "dummy": seconds that a chunk takes.
     """
 
@@ -39,6 +40,7 @@ class WorldChoice:
     device: str = "cpu"
     dtype: str | None = None
     precision: str | None = None
+    refiner: str | None = None
     delay: float = 0.2
 
     @property
@@ -50,7 +52,7 @@ class WorldChoice:
         """Returns the arguments of `gymnasium.make`."""
         if not self.imagines:
             return {"obs_mode": "dict", "device": self.device}
-        chosen = {"dtype": self.dtype, "precision": self.precision}
+        chosen = {"dtype": self.dtype, "precision": self.precision, "refiner": self.refiner}
         given = {name: value for name, value in chosen.items() if value is not None}
         return {"obs_mode": "dict", "world": self.world, "device": self.device, **given}
 

@@ -14,8 +14,10 @@ pytest.importorskip("aiohttp", reason="the extra `play` is not installed")
 from PIL import Image
 from play_runs import run
 from play_visitors import FRAMES, decode, playing
+from tiny_refiners import write_refiner
 
 import sana_wm_env  # noqa: F401  # registers the ids
+from sana_wm_env.model.world import WorldModel
 from sana_wm_env.play.worlds import WorldChoice, open_world
 
 AHEAD = np.array([0, 0, 1, 0, 0, 0], np.float32)
@@ -252,6 +254,38 @@ async def test_two_visitors_share_weights_and_neither_sees_the_other(opens):
         sessions = place.visitors.sessions.values()
         assert len({id(session.env) for session in sessions}) == 2
         assert len({id(session.env.model) for session in sessions}) == 1
+
+
+@run
+async def test_the_second_stage_shows_another_picture_of_the_same_walk(tmp_path):
+    choice = WorldChoice(refiner=str(write_refiner(tmp_path / "refiner")))
+    async with playing(choice) as place, place.visitor() as visitor:
+        await visitor.hears("welcome")
+        await visitor.say("set", name="walls", on=False)
+        await visitor.say("start", room=None, seed=3, prompt=None)
+        await visitor.hears("welcome", 2)
+        await walk(visitor, "w", 2)
+        steps = visitor.all("applied")
+        moments = {m["moment"]["chunk"]: m["moment"]["id"] for m in steps}
+
+        def frames(chunk):
+            shown = [f for f in visitor.frames if f["epoch"] == visitor.epoch and f["chunk"] == chunk]
+            return np.stack([decode(f["pictures"][0]) for f in shown])
+
+        second, model = frames(2), place.visitors.env.model
+        seen = {}
+        for refiner in (None, model.refiner):
+            alone = gym.make("SanaWM-v0").unwrapped
+            alone.model = model if refiner else WorldModel.load("tiny-rooms")
+            alone.reset(seed=3)
+            alone.step(AHEAD)
+            seen[bool(refiner)] = alone.step(AHEAD)[0]
+        far = {refined: np.abs(second.astype(float) - frames).mean() for refined, frames in seen.items()}
+        assert far[True] < 3 and far[False] > 10  # JPEG, and products round differently
+        await visitor.say("go", moment=moments[1])
+        await visitor.hears("jumped")
+        await walk(visitor, "w", 1)
+        assert np.array_equal(frames(2), second), "what it carries went back as well"
 
 
 @run
