@@ -179,6 +179,9 @@ def test_sessions_cross_between_workers_and_this_process(cluster):
         there.step(ACTIONS[1])
         there.restore_state(here.save_state())
         assert same(here.step(ACTIONS[1]), there.step(ACTIONS[1]))
+        branches = [envs.fork(3, slot=2) for envs in (here, there)]
+        assert same(*(fork.step(ACTIONS[2, :3]) for fork in branches))
+        assert same(here.step(ACTIONS[2]), there.step(ACTIONS[2])), "the slots stay where they are"
     finally:
         there.close()
 

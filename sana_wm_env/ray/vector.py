@@ -295,6 +295,13 @@ class RayVectorEnv(VectorEnv[Any, Any, Any]):
         twin.resume(episode, *twin.repeat_newest(episode))
         return twin
 
+    def fork(self, n: int, *, slot: int = 0, **options: Any) -> CameraVectorEnv:
+        """As `fork` of a slot's environment: the branches are a vector environment of this process, which
+        loads the weights here when they first move. `imagine` tries futures on the workers.
+        """
+        twin: Any = self.view(slot)
+        return twin.fork(n, **options)
+
     # ---- the rest of Gymnasium's interface
 
     def render(self) -> tuple[Any, ...]:
