@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sana_wm_env import cli
+from sana_wm_env.model.codecs.refiner import find_refiner
 from sana_wm_env.model.storage.worlds import resolve_world
 
 KEYS = Path(__file__).parent / "fixtures" / "checkpoint_keys.json"
@@ -67,6 +68,9 @@ def test_convert_there_and_back(tmp_path, capsys):
             load_file(folder / f"{name}.safetensors") for folder in (resolve_world("rooms"), second)
         )
         assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    refiners = [find_refiner(folder, "auto") for folder in (resolve_world("rooms"), first, second)]
+    assert all(found.config == refiners[0].config for found in refiners)
+    assert [found.folder for found in refiners[1:]] == [folder / "refiner" for folder in (first, second)]
     assert cli.main(["checkpoint", "convert", "rooms", str(second), "--to", "world"]) == 2
     assert "holds config.json already; wanted a new folder" in capsys.readouterr().err
 

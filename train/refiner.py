@@ -68,7 +68,7 @@ class RefineConfig:
         home_sessions: the same at home.
         layers, heads, head_dim: sizes of the network.
         sigmas: levels of the sampler. A small world's latents hold little twice, so noise of the published
-            first level, 0.909, would leave nothing of what stage 1 imagined.
+            first level, 0.909, would leave nothing of what stage 1 imagined, and 0.6 too little.
         window: latent frames that are seen at most, with the sink.
         lora_rank: of the adapter in the phase "pairs"; 0 to train all weights.
         out: folder to write the refiner to (the run's own if not given).
@@ -87,7 +87,7 @@ class RefineConfig:
     layers: int = 4
     heads: int = 4
     head_dim: int = 32
-    sigmas: tuple[float, ...] = (0.6, 0.4, 0.2, 0.0)
+    sigmas: tuple[float, ...] = (0.2, 0.1, 0.0)
     window: int = 1 + 3 * PAST
     lora_rank: int = 32
     text: TextEncoderConfig = field(default_factory=TextEncoderConfig)

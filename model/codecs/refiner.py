@@ -17,13 +17,13 @@ from torch import nn
 from ..network.refiner import RefinerConfig, RefinerNetwork
 from ..refiner import Encoder, Refiner
 from ..storage.hub import downloaded
-from ..storage.layouts import CONFIG, OWNER, find_layout, read_settings
+from ..storage.layouts import CONFIG, CONNECTORS, OWNER, REFINER, find_layout, read_settings
 from ..storage.weights import CheckpointError, WeightFiles, indexed_files, load
 from .gemma3 import Gemma3TextEncoder
 
-NETWORK, CONNECTORS = "transformer", "connectors"
+NETWORK = "transformer"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-HOMES = ("refiner", "refiner_diffusers")
+HOMES = (REFINER, "refiner_diffusers")
 GEMMA = ("text_encoder", "../gemma3_12b")  # seen from there
 
 

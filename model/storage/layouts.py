@@ -20,6 +20,8 @@ CONFIG, TRANSFORMER = "config.json", "transformer.safetensors"
 # nothing.
 NATIVE_BUFFERS = "transformer/native_buffers.safetensors"
 OWNER = "Efficient-Large-Model"
+REFINER, CONNECTORS = "refiner", "connectors"
+"""Folders of a second stage, and in it of what reads prompts for a published one."""
 
 
 class Layout(NamedTuple):

@@ -21,7 +21,7 @@ from ..quantize import METADATA, find_precision, pack_tensors, packed_names, qua
 from ..quantize import load_weights as load_packed
 from .hub import HUB_ID, REPOSITORIES, downloaded
 from .layouts import CONFIG as CONFIG
-from .layouts import NATIVE_BUFFERS, Folder, open_folder, read_config, to_diffusers
+from .layouts import CONNECTORS, NATIVE_BUFFERS, REFINER, Folder, open_folder, read_config, to_diffusers
 from .layouts import TRANSFORMER as TRANSFORMER
 from .weights import NATIVE_ONLY, WeightFiles, diffusers_name, is_unused, load
 from .weights import CheckpointError as CheckpointError
@@ -201,6 +201,7 @@ def convert(source: Folder, target: Path, config: WorldConfig, layout: Target) -
     for file in (source.path / AUTOENCODER, source.path / UNDISTILLED):
         if file.is_file():
             write_whole(target / file.name, partial(copyfile, file))
+    _copy_refiner(source, target)
     write_config(target, config, layout)
 
 
@@ -216,7 +217,18 @@ def quantize_world(source: Folder, target: Path, config: WorldConfig, precision:
         write_whole(target / UNDISTILLED, partial(save_file, packed, metadata=_metadata(precision)))
     if (autoencoder := source.path / AUTOENCODER).is_file():
         write_whole(target / AUTOENCODER, partial(copyfile, autoencoder))
+    _copy_refiner(source, target)
     write_config(target, config, "world")
+
+
+def _copy_refiner(source: Folder, target: Path) -> None:
+    """Copies the refiner of a world; a published one, which has connectors, stays where it is."""
+    home = source.path / REFINER
+    if not (home / CONNECTORS).is_dir():
+        for file in filter(Path.is_file, home.rglob("*")):
+            path = target / file.relative_to(source.path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, partial(copyfile, file))
 
 
 def write_transformer(

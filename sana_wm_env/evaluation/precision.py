@@ -20,7 +20,7 @@ Letters: N episodes, B of a batch, K chunks, F = 1 + 24 K frames.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -167,13 +167,17 @@ def measure_videos(video: Tensor, truth: Tensor, wide: Tensor, episodes: Episode
     revisits = [
         revisit_consistency(v, revisit_pairs(c2w))["psnr_db"] for v, c2w in zip(video, commanded, strict=True)
     ]
-    per_frame = {
-        "psnr_db": metrics.psnr(video[:, 1:], truth[:, 1:]),
-        "psnr_to_wide_db": metrics.psnr(video[:, 1:], wide[:, 1:]),
-        "ssim": torch.stack([metrics.ssim(a, b) for a, b in zip(video[:, 1:], truth[:, 1:], strict=True)]),
-    }
-    return {name: values.mean(1).numpy() for name, values in per_frame.items()} | {
-        "sharpness_of_wide": (sharpness(video[:, 1:]).mean(1) / sharpness(wide[:, 1:]).mean(1)).numpy(),
+
+    def mean(figure: Callable[..., Tensor], *videos: Tensor) -> np.ndarray:
+        """Of each episode, one after the other: a minute in float32 is much larger than its frames."""
+        return np.array([float(figure(*each).mean()) for each in zip(*videos, strict=True)])
+
+    seen, true, known = (v[:, 1:] for v in (video, truth, wide))
+    return {
+        "psnr_db": mean(metrics.psnr, seen, true),
+        "psnr_to_wide_db": mean(metrics.psnr, seen, known),
+        "ssim": mean(metrics.ssim, seen, true),
+        "sharpness_of_wide": mean(sharpness, seen) / mean(sharpness, known),
         "rot_err_deg": np.array([error.rot_err_deg[1:].mean() for error in errors]),
         "trans_err_m": np.array([error.trans_err_m[1:].mean() for error in errors]),
         "revisit_psnr_db": np.array([np.nan if psnr is None else psnr for psnr in revisits]),

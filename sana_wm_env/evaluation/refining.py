@@ -9,6 +9,7 @@ Letters: N episodes, K chunks, F = 1 + 24 K frames.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -80,10 +81,15 @@ def measure(video: Tensor, truth: Tensor, episodes: Episodes) -> dict[str, np.nd
     paths = track(video[:, ::GAP], episodes.scenes, episodes.path[:, 0], lens)
     commanded = [relative_to_first(path) for path in episodes.path.cpu().numpy()]
     errors = [compare_paths(path, c2w[::GAP], "none") for path, c2w in zip(paths, commanded, strict=True)]
-    seen, true = video[:, 1:], truth[:, 1:]
+    pairs = list(zip(video[:, 1:], truth[:, 1:], strict=True))
 
-    def by_chunk(values: Tensor) -> np.ndarray:
+    def by_chunk(figure: Callable[[Tensor, Tensor], Tensor]) -> np.ndarray:
+        """Episode by episode: a minute in float32 is much larger than its frames."""
+        values = torch.stack([figure(seen, true) for seen, true in pairs])
         return values.unflatten(1, (-1, CHUNK_FRAMES)).mean(2).cpu().numpy()
+
+    def share(figure: Callable[[Tensor], Tensor]) -> np.ndarray:
+        return 100 * by_chunk(lambda seen, _: figure(seen)) / by_chunk(lambda _, true: figure(true))
 
     def so_far(values: np.ndarray) -> np.ndarray:
         """Mean of the errors up to the end of each chunk."""
@@ -94,10 +100,10 @@ def measure(video: Tensor, truth: Tensor, episodes: Episodes) -> dict[str, np.nd
         revisit_consistency(v, revisit_pairs(c2w))["psnr_db"] for v, c2w in zip(video, commanded, strict=True)
     ]
     return {
-        "psnr_db": by_chunk(metrics.psnr(seen, true)),
-        "ssim": by_chunk(torch.stack([metrics.ssim(a, b) for a, b in zip(seen, true, strict=True)])),
-        "contrast": 100 * by_chunk(metrics.contrast(seen)) / by_chunk(metrics.contrast(true)),
-        "edge_energy": 100 * by_chunk(sharpness(seen)) / by_chunk(sharpness(true)),
+        "psnr_db": by_chunk(metrics.psnr),
+        "ssim": by_chunk(metrics.ssim),
+        "contrast": share(metrics.contrast),
+        "edge_energy": share(sharpness),
         "rot_err_deg": np.stack([so_far(error.rot_err_deg) for error in errors]),
         "trans_err_m": np.stack([so_far(error.trans_err_m) for error in errors]),
         "revisit_psnr_db": np.array([np.nan if psnr is None else psnr for psnr in revisits]),

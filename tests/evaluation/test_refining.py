@@ -59,6 +59,16 @@ def test_a_report_has_both_kinds_of_rooms(tmp_path, capsys):
     assert "Rooms: home" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_the_bundled_refiner_sharpens(tmp_path):
+    path = tmp_path / "report.json"
+    flags = ["--episodes", "8", "--chunks", "10", "--rooms", "held-out", "--json", str(path)]
+    assert cli.main(["evaluate", "refining", *flags]) == 0
+    last = json.loads(path.read_text())["held-out"]["10"]
+    assert last["edge_energy"]["difference"]["mean"] > 0
+    assert last["psnr_db"]["difference"]["mean"] > -2, "the same room"
+
+
 def test_wrong_settings_are_refused(tmp_path, capsys):
     for flags, says in (
         (["--chunks", "3"], "even number"),

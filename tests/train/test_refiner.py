@@ -176,7 +176,7 @@ def test_phases_follow_one_another_and_resume(pairs, tmp_path):
         write_refiner(trained.config.home, trained.network)
         before = {name: value.clone() for name, value in trained.network.state_dict().items()}
         configs.append(find_refiner(tmp_path, trained.config.home).config)
-    assert configs[0] == configs[2] and configs[0].sigmas == (0.6, 0.4, 0.2, 0.0)
+    assert configs[0] == configs[2] and configs[0].sigmas == (0.2, 0.1, 0.0)
     again = stage(pairs, tmp_path, "streaming")
     longer = replace(again.config.loop, steps=5)
     train(again, longer, again.config.home)
@@ -205,7 +205,8 @@ def test_sampling_in_training_is_sampling_in_use(pairs, tmp_path):
         state = trained.refiner.open(block.first, block.features, block.mask)
         rolled = trained.roll_out(block.imagined[:, :, :3], state, torch.Generator().manual_seed(4))
         generator = torch.Generator().manual_seed(4)
-        steps = 1 + int(torch.randint(3, (), generator=generator))
+        levels = len(trained.config.sigmas) - 1
+        steps = 1 + int(torch.randint(levels, (), generator=generator))
         noise = torch.randn(rolled.shape, generator=generator)
         run = trained.refiner.prepare_pass(state, noise)
         wanted = sample(run, block.imagined[:, :, :3], noise, (*trained.config.sigmas[:steps], 0.0))
