@@ -16,7 +16,8 @@ from PIL import Image
 
 from sana_wm_env import cli
 from sana_wm_env.camera import relative_to_first
-from sana_wm_env.train.data.formats import FORMATS, in_order, read_track, recognise
+from sana_wm_env.train.data.formats import FORMATS, read_track, recognise
+from sana_wm_env.train.data.formats.fields import split_numbers
 from sana_wm_env.train.data.sidecars import ClipError, read_cameras
 from sana_wm_env.train.data.videos import inspect_video
 
@@ -266,7 +267,7 @@ def test_a_video_is_made_of_the_pictures(tmp_path, capsys):
 
 def test_numbered_names_are_sorted_by_their_numbers():
     names = ["frame_10.png", "frame_9.png", "b/1.png", "a/2.png", "frame_9b.png", "10.png", "9.png", "x", ""]
-    assert sorted(names, key=in_order)[1:4] == ["9.png", "10.png", "a/2.png"]
+    assert sorted(names, key=split_numbers)[1:4] == ["9.png", "10.png", "a/2.png"]
 
 
 @pytest.mark.parametrize("kind", WRITTEN)
