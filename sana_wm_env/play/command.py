@@ -59,15 +59,7 @@ def run(config: PlayConfig) -> int:
     check_flags(config)
     from .server import Server, ServerChoice
 
-    world = WorldChoice(
-        config.env,
-        config.world,
-        config.device,
-        config.dtype,
-        config.precision,
-        config.refiner,
-        config.delay,
-    )
+    world = choose_world(config)
     choice = ServerChoice(config.truth, config.sessions, config.idle, policy=config.policy)
     with open_port(config.port) as listening:
         address = f"http://127.0.0.1:{listening.getsockname()[1]}/?token={choice.token}"
@@ -78,8 +70,28 @@ def run(config: PlayConfig) -> int:
         return 128 + asyncio.run(serve(Server(world, choice).application(), listening))
 
 
+def choose_world(config: PlayConfig) -> WorldChoice:
+    """Returns the part of the settings that says what is played."""
+    return WorldChoice(
+        config.env,
+        config.world,
+        config.device,
+        config.dtype,
+        config.precision,
+        config.refiner,
+        config.delay,
+    )
+
+
 def check_flags(config: PlayConfig) -> None:
     """ValueError for flags that cannot be, before anything is loaded."""
     check_env(config.env)
+    if not choose_world(config).imagines:
+        for name in ("world", "dtype", "precision", "refiner"):
+            if (given := getattr(config, name)) != getattr(PlayConfig, name):
+                raise ValueError(
+                    f"got --{name} {given} with --env {config.env}, which has no model; wanted an "
+                    f"environment that imagines, SanaWM-v0, or no --{name}"
+                )
     if config.policy is not None and not config.policy.is_file():
         raise FileNotFoundError(f"got --policy {config.policy}; there is no such file")

@@ -66,6 +66,10 @@ def test_a_port_that_is_taken_is_named():
         (["--port", "70000"], "65535"),
         (["--sessions", "0"], "64"),
         (["--policy", "nowhere.zip"], "nowhere.zip"),
+        (["--env", "SanaWM-Rooms-v0", "--refiner", "auto"], "no --refiner"),
+        (["--env", "SanaWM-Rooms-v0", "--precision", "int8"], "no --precision"),
+        (["--env", "dummy", "--dtype", "float32"], "no --dtype"),
+        (["--env", "dummy", "--world", "some/folder"], "no --world"),
     ],
 )
 def test_flags_that_cannot_be_are_refused(flags, words):

@@ -280,7 +280,7 @@ async def test_the_second_stage_shows_another_picture_of_the_same_walk(tmp_path)
             alone.reset(seed=3)
             alone.step(AHEAD)
             seen[bool(refiner)] = alone.step(AHEAD)[0]
-        far = {refined: np.abs(second.astype(float) - frames).mean() for refined, frames in seen.items()}
+        far = {refined: np.abs(second.astype(float) - video).mean() for refined, video in seen.items()}
         assert far[True] < 3 and far[False] > 10  # JPEG, and products round differently
         await visitor.say("go", moment=moments[1])
         await visitor.hears("jumped")
