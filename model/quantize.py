@@ -78,7 +78,7 @@ def quantize(
         precision: of weights and activations.
         layers: names from `LAYERS`; those whose sizes are no multiples of 16 (or of the format's block) stay
             wide.
-        wide_at: timesteps, such as 1000 and 727, at which activations stay as they are. With few steps the
+        wide_at: timesteps, such as 1000 and 889, at which activations stay as they are. With few steps the
             first and the last matter most.
         exact: on a GPU as well, multiply the rounded values instead of asking its tensor cores.
 

@@ -10,8 +10,8 @@ difference is that of differences within episodes.
 | `wide`             | the world as it is, in the dtype that it is run in                                           |
 | `float32`          | the same in float32, where `wide` is in bfloat16: how much any other rounding changes        |
 | `fp8`, ...         | the published layers in this precision, weights and activations                              |
-| `.., ends wide`    | activations of the first and of the last step as they are                                    |
-| `.., weights only` | all activations as they are                                                                  |
+| `.., ends wide`    | activations of the sampler's first and last step as they are                                 |
+| `.., weights only` | all activations as they are, those of the pass over the clean chunk too                      |
 | `.., camera`, ...  | one group of layers alone: which of them hurt                                                |
 | `.., all layers`   | the published layers and the camera branch, which the recipe leaves out                      |
 
@@ -169,7 +169,7 @@ def measure_videos(video: Tensor, truth: Tensor, wide: Tensor, episodes: Episode
     ]
 
     def mean(figure: Callable[..., Tensor], *videos: Tensor) -> np.ndarray:
-        """Of each episode, one after the other: a minute in float32 is much larger than its frames."""
+        """Of each episode, one after the other: a minute in float64 is much larger than its frames."""
         return np.array([float(figure(*each).mean()) for each in zip(*videos, strict=True)])
 
     seen, true, known = (v[:, 1:] for v in (video, truth, wide))

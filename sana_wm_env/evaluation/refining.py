@@ -84,7 +84,7 @@ def measure(video: Tensor, truth: Tensor, episodes: Episodes) -> dict[str, np.nd
     pairs = list(zip(video[:, 1:], truth[:, 1:], strict=True))
 
     def by_chunk(figure: Callable[[Tensor, Tensor], Tensor]) -> np.ndarray:
-        """Episode by episode: a minute in float32 is much larger than its frames."""
+        """Episode by episode: a minute in float64 is much larger than its frames."""
         values = torch.stack([figure(seen, true) for seen, true in pairs])
         return values.unflatten(1, (-1, CHUNK_FRAMES)).mean(2).cpu().numpy()
 
