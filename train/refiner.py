@@ -67,8 +67,9 @@ class RefineConfig:
         sessions: files of sessions in rooms that are seen once, each 4 of 961 frames.
         home_sessions: the same at home.
         layers, heads, head_dim: sizes of the network.
-        sigmas: levels of the sampler. A small world's latents hold little twice, so noise of the published
-            first level, 0.909, would leave nothing of what stage 1 imagined, and 0.6 too little.
+        sigmas: levels of the sampler. The first one hides what is smaller than its noise. A small world's
+            latents hold little twice: of what stage 1 imagined of them the published 0.909 would leave
+            nothing, and 0.2 hides about as much as stage 1 errs by in a first chunk.
         window: latent frames that are seen at most, with the sink.
         lora_rank: of the adapter in the phase "pairs"; 0 to train all weights.
         out: folder to write the refiner to (the run's own if not given).
@@ -87,7 +88,7 @@ class RefineConfig:
     layers: int = 4
     heads: int = 4
     head_dim: int = 32
-    sigmas: tuple[float, ...] = (0.2, 0.1, 0.0)
+    sigmas: tuple[float, ...] = (0.1, 0.05, 0.0)
     window: int = 1 + 3 * PAST
     lora_rank: int = 32
     text: TextEncoderConfig = field(default_factory=TextEncoderConfig)
@@ -172,7 +173,9 @@ class RefinerStage(Stage):
         return next((path for path in found if (path / NETWORK / CONFIG).is_file()), None)
 
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Returns the mean squared error of the velocity (a scalar) of `batch` blocks."""
+        """Returns the squared error of the velocity over that of no answer at all (a scalar), of `batch`
+        blocks: blocks late in a session, where stage 1 has drifted, would outweigh its begin otherwise.
+        """
         block = self.draw(batch, generator)
         with self._precision():
             state = self.look_back(block, generator)
@@ -183,14 +186,15 @@ class RefinerStage(Stage):
             sigma = highest * draw_levels(batch, true[0, 0].numel(), generator)
             x, target = truncate_flow(true, imagined, noise, sigma, highest)
             velocity, _ = self.refiner.prepare_pass(state, x)(x, sigma)
-        return F.mse_loss(velocity, target), {}
+        return F.mse_loss(velocity, target) / target.square().mean(), {}
 
     def draw(self, batch: int, generator: torch.Generator) -> Block:
         """Blocks of sessions, all of them equally far from the begin of theirs."""
         device, frames = generator.device, self.pairs.true.shape[1]
         blocks = (frames - 1) // 3
-        # alike for all rows of a batch, as windows are: one block in eight still fills its window
-        at = _whole(blocks if torch.rand((), generator=generator, device=device) > 1 / 8 else PAST, generator)
+        # alike for all rows of a batch, as windows are; the begin of sessions is met as often as their end
+        spread = torch.rand((), generator=generator, device=device).item()
+        at = min(int((blocks + 1) ** spread), blocks) - 1
         begin = 1 + 3 * max(0, at - PAST)
         rows = torch.randint(len(self.pairs.true), (batch,), generator=generator, device=device).cpu()
         cut = slice(begin, 1 + 3 * (at + 1))

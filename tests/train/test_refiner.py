@@ -176,7 +176,7 @@ def test_phases_follow_one_another_and_resume(pairs, tmp_path):
         write_refiner(trained.config.home, trained.network)
         before = {name: value.clone() for name, value in trained.network.state_dict().items()}
         configs.append(find_refiner(tmp_path, trained.config.home).config)
-    assert configs[0] == configs[2] and configs[0].sigmas == (0.2, 0.1, 0.0)
+    assert configs[0] == configs[2] and configs[0].sigmas == (0.1, 0.05, 0.0)
     again = stage(pairs, tmp_path, "streaming")
     longer = replace(again.config.loop, steps=5)
     train(again, longer, again.config.home)
@@ -184,7 +184,7 @@ def test_phases_follow_one_another_and_resume(pairs, tmp_path):
 
 
 def test_training_lowers_the_loss(pairs, tmp_path):
-    trained = stage(pairs, tmp_path, "streaming")
+    trained = stage(pairs, tmp_path, "streaming", sigmas=(0.2, 0.1, 0.0))
     loop = replace(trained.config.loop, steps=60, batch=8)
 
     def loss() -> float:
@@ -195,6 +195,30 @@ def test_training_lowers_the_loss(pairs, tmp_path):
     before = loss()
     train(trained, loop, trained.config.home)
     assert loss() < 0.9 * before
+
+
+def test_no_answer_costs_one_wherever_stage_1_is(pairs, tmp_path, monkeypatch):
+    """So blocks where it is far off weigh no more than those where it is close."""
+    for blur in (0.01, 0.5):
+        imagined = torch.lerp(pairs.true.float(), torch.zeros(()), blur)
+        trained = stage(replace(pairs, imagined=imagined), tmp_path, "streaming", sigmas=(0.1, 0.0))
+        nn.init.zeros_(trained.network.proj_out.weight)
+        nn.init.zeros_(trained.network.proj_out.bias)
+        learned, _ = trained.loss(4, torch.Generator().manual_seed(0))
+        assert learned.item() == pytest.approx(1, abs=1e-4)
+
+
+def test_every_block_of_a_session_is_drawn_and_the_first_ones_most(tmp_path):
+    true = latents(1, 1 + 3 * 8, 48, 2, 3).half()
+    trained = stage(Pairs(true, true, ["a red room"]), tmp_path, "streaming")
+    generator = torch.Generator().manual_seed(0)
+    lasts = []
+    for _ in range(400):
+        block = trained.draw(1, generator)
+        lasts.append((block.begin - 1 + block.true.shape[2]) // 3)
+    counts = np.bincount(lasts, minlength=9)[1:]
+    assert counts.sum() == 400 and counts.min() > 5
+    assert counts[0] > counts[1] > counts[3] > counts[7]
 
 
 def test_sampling_in_training_is_sampling_in_use(pairs, tmp_path):
