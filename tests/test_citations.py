@@ -67,7 +67,16 @@ def test_the_map_names_every_file_of_the_model():
 
 @pytest.mark.parametrize(
     "folder",
-    ["sana_wm_env", "sana_wm_env/play", "model", "train", "train/data", "train/annotate", "agents"],
+    [
+        "sana_wm_env",
+        "sana_wm_env/play",
+        "model",
+        "train",
+        "train/data",
+        "train/data/formats",
+        "train/annotate",
+        "agents",
+    ],
 )
 def test_the_docstring_of_a_package_maps_it(folder):
     page = ast.get_docstring(ast.parse((ROOT / folder / "__init__.py").read_text()))

@@ -3,7 +3,7 @@
 rooms      rendered clips of rooms, in clip files that are a function of their index
 videos     your own videos, read and checked
 sidecars   the poses beside them, in every accepted convention
-formats    the cameras of other tools, made sidecars of
+formats/   the cameras of other tools, made sidecars of
 motion     checks paths for jumps and rows in the wrong places
 packed     your videos at the size and rate of a world, in webdataset tars
 published  the layout of the published latents, read and written
