@@ -148,7 +148,7 @@ def _say(began: float, what: str) -> None:
 
 def _small(stage: TeacherForcingConfig) -> TeacherForcingConfig:
     """The stage on one clip file, in a folder of its own."""
-    counts = dict.fromkeys(("shards", "home_shards", "sessions"), 0)
+    counts = dict.fromkeys(("shards", "home_shards", "sessions", "returns", "home_returns"), 0)
     return replace(stage, runs=stage.runs / "programs", home_sessions=1, **counts)
 
 
@@ -172,9 +172,7 @@ def encode_share(config: CampaignConfig) -> None:
     """Renders and encodes every n-th clip file of each kind."""
     stage, device = config.stage, config.stage.loop.device
     coder = load_trained(stage.runs / stage.world / "autoencoder", device)
-    counts = {"sessions": stage.sessions, "home-sessions": stage.home_sessions}
-    counts |= {"clips": stage.shards, "home-clips": stage.home_shards}
-    for kind, count in counts.items():
+    for kind, count in stage.clip_files.items():
         share = (config.share, config.encoders)
         encode_clip_files(stage.runs / "data", kind, count, stage.size, coder, device, share)
 

@@ -79,12 +79,13 @@ class DistillStage(StreamingStage):
 
     def __init__(self, config: DistillConfig):
         super().__init__(config)
-        chunk = self.network.config.chunk
+        chunk, full = self.network.config.chunk, max(config.cached, 2)
         goes_on = bool(self.clips.lengths.max() >= config.frames + chunk)
-        if len(chunk_spans(config.frames, chunk)) < 2 and goes_on:
+        if goes_on and (config.cached == -1 or len(chunk_spans(config.frames, chunk)) < full):
             raise ValueError(
-                f"got --frames {config.frames}; wanted {1 + 2 * chunk} or more: sessions go on together from "
-                "two chunks on"
+                f"got --frames {config.frames} and --cached {config.cached}; wanted --cached from 0 and "
+                f"--frames {1 + chunk * full} or more: sessions go on together, so their windows have to be "
+                "full"
             )
 
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:

@@ -1,6 +1,6 @@
 """From the runs of the stages to a world folder that `gym.make(world=...)` opens."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from shutil import copytree, ignore_patterns
 
@@ -11,7 +11,7 @@ from sana_wm_env.camera import CHUNK_FRAMES
 from sana_wm_env.files import replacing_folder
 from sana_wm_env.model.codecs.autoencoder import SPATIAL_STRIDE, TEMPORAL_STRIDE
 from sana_wm_env.model.codecs.text import TextEncoder, TextEncoderConfig
-from sana_wm_env.model.config import VARIANTS, WorldConfig, check_sigmas, preset
+from sana_wm_env.model.config import VARIANTS, TransformerConfig, WorldConfig, check_sigmas, preset
 from sana_wm_env.model.network.transformer import Transformer
 from sana_wm_env.model.sampler import STREAMING_SIGMAS
 from sana_wm_env.model.storage.worlds import CONFIG, save_world
@@ -43,6 +43,8 @@ class ExportConfig:
             frame.
         name: name of the world, that of the preset if not given.
         sigmas: noise levels of its streaming sampler, from 1 to 0.
+        cached: chunks that its softmax blocks read back when streaming, the session's first among them; -1
+            for all.
     """
 
     world: str = "rooms"
@@ -54,9 +56,10 @@ class ExportConfig:
     data: Path | None = None
     name: str = ""
     sigmas: tuple[float, ...] = STREAMING_SIGMAS
+    cached: int = 2
 
     def __post_init__(self) -> None:
-        check_settings(self, size="[8, 4096]")
+        check_settings(self, size="[8, 4096]", cached="[-1, inf)")
         check_sigmas(self.sigmas)
 
 
@@ -71,7 +74,7 @@ def assemble(config: ExportConfig) -> WorldModel:
     )
     world = WorldConfig(
         name=config.name or config.world,
-        transformer=preset(config.world),
+        transformer=_transformer(config),
         autoencoder=asdict(autoencoder.config),
         text=asdict(text),
         image_size=config.size,
@@ -90,10 +93,14 @@ def trained(config: ExportConfig, stage: str) -> Transformer:
     """The transformer with the averaged weights of a stage; of a shallower one if it was trained before the
     preset grew.
     """
-    transformer = Transformer(preset(config.world))
+    transformer = Transformer(_transformer(config))
     weights = initial_weights(config.runs / config.world, stage)
     transformer.load_state_dict(deepen(weights, transformer.config))
     return transformer
+
+
+def _transformer(config: ExportConfig) -> TransformerConfig:
+    return replace(preset(config.world), num_cached_blocks=config.cached)
 
 
 def largest_motion(folder: Path) -> tuple[float, float]:
@@ -152,5 +159,6 @@ def export_stage(config: StreamingConfig) -> None:
             size=config.size,
             data=clips,
             sigmas=config.sigmas,
+            cached=config.cached,
         )
     )

@@ -57,6 +57,8 @@ class FlowConfig:
         home_shards: clip files at home, likewise, in the 48 rooms that the world is to know by heart.
         sessions: files of sessions to train on as well, each 4 of 961 frames.
         home_sessions: files of sessions at home.
+        returns: files of sessions that keep going back on their steps, each 4 of 961 frames.
+        home_returns: files of such sessions at home.
         frames: latent frames per clip, 3k + 1.
         shift: flow shift of the noise levels.
     """
@@ -72,20 +74,34 @@ class FlowConfig:
     home_shards: int = 0
     sessions: int = 0
     home_sessions: int = 0
+    returns: int = 0
+    home_returns: int = 0
     size: tuple[int, int] = (64, 64)
     frames: int = 4
     shift: float = 9.95
     stage: ClassVar[str]
 
     def __post_init__(self) -> None:
-        any_number = "[0, inf)"
-        shards = dict.fromkeys(("shards", "home_shards", "sessions", "home_sessions"), any_number)
-        check_settings(self, size="[8, 4096]", frames="[1, inf)", shift="(0, inf)", **shards)
+        counts = ("shards", "home_shards", "sessions", "home_sessions", "returns", "home_returns")
+        numbers = dict.fromkeys(counts, "[0, inf)")
+        check_settings(self, size="[8, 4096]", frames="[1, inf)", shift="(0, inf)", **numbers)
 
     @property
     def home(self) -> Path:
         """Folder of the run."""
         return self.runs / self.world / (self.name or self.stage)
+
+    @property
+    def clip_files(self) -> dict[str, int]:
+        """Clip files to train on, by kind."""
+        return {
+            "clips": self.shards,
+            "home-clips": self.home_shards,
+            "sessions": self.sessions,
+            "home-sessions": self.home_sessions,
+            "returns": self.returns,
+            "home-returns": self.home_returns,
+        }
 
 
 class FlowStage(Stage):
@@ -105,9 +121,8 @@ class FlowStage(Stage):
         if config.own.data:
             clips = read_own(config.own, config.size, self.autoencoder, config.frames)
         else:
-            counts = {"clips": config.shards, "home-clips": config.home_shards}
-            counts |= {"sessions": config.sessions, "home-sessions": config.home_sessions}
-            clips = encoded_rooms(config.runs / "data", counts, config.size, self.autoencoder, device)
+            folder = config.runs / "data"
+            clips = encoded_rooms(folder, config.clip_files, config.size, self.autoencoder, device)
         self.clips = LatentClips(clips, config.size, config.text, device)
 
     def prepare(self, network: Transformer) -> Transformer:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from typing import Any
 from sana_wm_env.evaluation.report import weights_digest
 from sana_wm_env.files import replacing_folder, write_json
 from sana_wm_env.model.codecs.refiner import HOMES, NETWORK
-from sana_wm_env.model.storage.worlds import CONFIG, is_bundled, save_world
+from sana_wm_env.model.storage.worlds import CONFIG, is_bundled, load_config, resolve_world, save_world
 from sana_wm_env.model.world import WorldModel
 from sana_wm_env.progress import write_line
 from sana_wm_env.settings import check_settings
@@ -214,11 +214,7 @@ def _end(until: str) -> float:
 
 def _take_autoencoder(config: LadderConfig) -> None:
     """Takes the autoencoder of the world that the ladder begins with."""
-    source = (
-        config.init_from
-        if (Path(config.init_from) / CONFIG).is_file() or is_bundled(config.init_from)
-        else "rooms"
-    )
+    source = _first_world(config) or "rooms"
     if not result_path(config.home / "autoencoder").exists():
         flags = [
             "--world",
@@ -307,10 +303,10 @@ def _score_start(config: LadderConfig, ladder: Ladder, size: tuple[int, int]) ->
     have to do better than.
     """
     source = config.init_from
-    if (Path(source) / CONFIG).is_file() or is_bundled(source):
+    if _first_world(config):
         world = WorldModel.load(source, device=config.device)
     else:
-        world = assemble(ExportConfig(config.world, config.runs, source, size=size, data=config.data))
+        world = assemble(_pack(config, source, size))
     if tuple(world.config.image_size) != size:
         return
     measured = _measure(config, world)
@@ -343,8 +339,7 @@ def _score(config: LadderConfig, ladder: Ladder, rungs: Sequence[Rung], rung: Ru
     """Scores what a stage has come to, adds the row and the page, and keeps the world if it is the best so
     far.
     """
-    pack = ExportConfig(config.world, config.runs, rung.name, size=_size(rung), data=config.data)
-    world = assemble(pack)
+    world = assemble(_pack(config, rung.name, _size(rung)))
     measured = _measure(config, world)
     path = latest(config.home / rung.name)
     assert path is not None  # the stage has come further, so it has saved
@@ -375,6 +370,21 @@ def _score(config: LadderConfig, ladder: Ladder, rungs: Sequence[Rung], rung: Ru
         f"{rung.name}, step {progress.step}, {samples:,} samples, {hours:.2f} hours: "
         f"distance closed at chunks {_shares(measured)}{'; the best so far' if kept else ''}"
     )
+
+
+def _pack(config: LadderConfig, stage: str, size: tuple[int, int]) -> ExportConfig:
+    """How the weights of a stage become a world: one that samples as that which the ladder begins with."""
+    pack = ExportConfig(config.world, config.runs, stage, size=size, data=config.data)
+    if first := _first_world(config):
+        like = load_config(resolve_world(first))
+        pack = replace(pack, sigmas=like.sigmas, cached=like.transformer.num_cached_blocks)
+    return pack
+
+
+def _first_world(config: LadderConfig) -> str | None:
+    """The world that the ladder begins with, None if it begins with weights or from nothing."""
+    source = config.init_from
+    return source if source and ((Path(source) / CONFIG).is_file() or is_bundled(source)) else None
 
 
 def _choose_refiner(config: LadderConfig, folder: Path) -> Path | None:

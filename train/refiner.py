@@ -192,7 +192,8 @@ class RefinerStage(Stage):
         """Blocks of sessions, all of them equally far from the begin of theirs."""
         device, frames = generator.device, self.pairs.true.shape[1]
         blocks = (frames - 1) // 3
-        # alike for all rows of a batch, as windows are; the begin of sessions is met as often as their end
+        # alike for all rows of a batch, as windows are; even in the logarithm, so that one batch of five
+        # meets the first of forty blocks, where stage 1 is least off and there is most to lose
         spread = torch.rand((), generator=generator, device=device).item()
         at = min(int((blocks + 1) ** spread), blocks) - 1
         begin = 1 + 3 * max(0, at - PAST)

@@ -43,7 +43,6 @@ class SelfForcingConfig(StreamingConfig):
 
     Attributes:
         teacher: stage of the real score and of the critic's beginning.
-        cached: chunks that softmax blocks keep, -1 for all, 2 for sink and previous chunk.
         every: critic updates per generator update.
         guidance: w of cond + w (cond - uncond), on the real score only.
         critic_rate: the critic's learning rate, as a share of the generator's.
@@ -55,16 +54,13 @@ class SelfForcingConfig(StreamingConfig):
     frames: int = 10
     sigmas: tuple[float, ...] = ODE_SIGMAS
     teacher: str = "bidirectional"
-    cached: int = 2
     every: int = 5
     guidance: float = 3.0
     critic_rate: float = 0.2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_settings(
-            self, cached="[-1, inf)", every="[1, inf)", guidance="[0, inf)", critic_rate="(0, inf)"
-        )
+        check_settings(self, every="[1, inf)", guidance="[0, inf)", critic_rate="(0, inf)")
 
 
 class SelfForcingStage(StreamingStage):
@@ -83,9 +79,7 @@ class SelfForcingStage(StreamingStage):
         self.parts = {"generator": 1.0, "critic": config.critic_rate}
 
     def transformer(self) -> TransformerConfig:
-        return replace(
-            super().transformer(), num_cached_blocks=self.config.cached, sink=self.config.cached != -1
-        )
+        return replace(super().transformer(), sink=self.config.cached != -1)
 
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         turn = self.carried % self.config.every == 0

@@ -3,17 +3,18 @@ past.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from sana_wm_env.model.config import check_sigmas
+from sana_wm_env.model.config import TransformerConfig, check_sigmas
 from sana_wm_env.model.contexts import CameraContext, TextContext
 from sana_wm_env.model.network.execution import chunk_spans
 from sana_wm_env.model.network.transformer import Transformer
 from sana_wm_env.model.sampler import STREAMING_SIGMAS, sample_chunk, timestep_of, with_image
 from sana_wm_env.model.state import TransformerState
+from sana_wm_env.settings import check_settings
 
 from .data.latents import Window
 from .flow import FlowConfig, FlowStage
@@ -25,20 +26,26 @@ class StreamingConfig(FlowConfig):
 
     Attributes:
         sigmas: noise levels of the sampler, ending at 0.
+        cached: chunks that softmax blocks read back, the session's first among them; -1 for all.
         pack: write the result as a world folder, runs/WORLD/world.
     """
 
     frames: int = 7
     sigmas: tuple[float, ...] = STREAMING_SIGMAS
+    cached: int = 2
     pack: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_sigmas(self.sigmas)
+        check_settings(self, cached="[-1, inf)")
 
 
 class StreamingStage(FlowStage):
     config: StreamingConfig
+
+    def transformer(self) -> TransformerConfig:
+        return replace(super().transformer(), num_cached_blocks=self.config.cached)
 
     def sample(self, model: Transformer, window: Window, noise: Tensor) -> Tensor:
         """Latents like `noise`, chunk by chunk on the model's own past, exactly as the environment samples

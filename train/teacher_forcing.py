@@ -9,6 +9,7 @@ gradient of a chunk reaches what was committed long before.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import ClassVar
 
 import torch
@@ -18,7 +19,7 @@ from sana_wm_env.model.contexts import CameraContext, TextContext
 from sana_wm_env.model.network.execution import chunk_spans
 from sana_wm_env.model.sampler import with_image
 from sana_wm_env.model.state import TransformerState
-from sana_wm_env.model.tree import map_tensors
+from sana_wm_env.model.tree import map_tensors, tensors_of
 from sana_wm_env.settings import check_settings
 
 from .data.latents import Window
@@ -134,7 +135,7 @@ class TeacherForcingStage(StreamingStage):
         levels: Sequence[float] = (),
     ) -> list[Tensor]:
         """Every chunk as the network recovers it from noise. Those whose states are of one shape are one
-        batch: from the third of a session on.
+        batch: from where the windows of the softmax blocks are full.
         """
         rest, recovered = list(zip(chunks, states, strict=True)), []
         if states[0] is None:
@@ -144,7 +145,8 @@ class TeacherForcingStage(StreamingStage):
             for (truth, cameras), state in rest:
                 recovered.append(self.recover(truth, text, cameras, state, None, generator, levels))
             return recovered
-        for group in filter(None, (rest[:1], rest[1:])):
+        for _, alike in groupby(rest, key=lambda chunk: [t.shape for t in tensors_of(chunk[1])]):
+            group = list(alike)
             truths, cameras, before = (
                 map_tensors(lambda *values: torch.cat(values), *column)
                 for column in zip(

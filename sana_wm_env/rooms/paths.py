@@ -134,6 +134,32 @@ def sample_twists(scenes: Scenes, starts: Tensor, seeds: list[int], chunks: int)
     return torch.stack(twists, 1)
 
 
+def retrace(twists: Tensor, seeds: list[int]) -> Tensor:
+    """Walks (B, K, 6) that keep going back on their steps: one to six chunks of the walk, the same way back,
+    up to two chunks on, and again. As long as the given ones, and nowhere but where they have been.
+
+    What a camera has seen and left comes into view again all the time, which walks seldom do by themselves.
+    """
+    turns = [_there_and_back(np.random.default_rng([seed, 4]), twists.shape[1]) for seed in seeds]
+    order, sign = torch.from_numpy(np.stack(turns)).to(twists.device).unbind(1)  # (B, K) each
+    return twists.gather(1, order[..., None].expand(-1, -1, 6)) * sign[..., None]
+
+
+def _there_and_back(rng: np.random.Generator, chunks: int) -> np.ndarray:
+    """Which chunk of the walk comes when, and 1 where it is walked forward, -1 where it is walked back: (2,
+    chunks).
+    """
+    order: list[tuple[int, int]] = []
+    here = 0
+    while len(order) < chunks:
+        far, on = here + int(rng.integers(1, 7)), int(rng.integers(0, 3))
+        order += [(chunk, 1) for chunk in range(here, far)]
+        order += [(chunk, -1) for chunk in reversed(range(here, far))]
+        order += [(chunk, 1) for chunk in range(here, here + on)]
+        here += on
+    return np.array(order[:chunks]).T
+
+
 def _turn(wish: Tensor) -> Tensor:
     """Standing still and turning, at the wished rate but not slower than a glance."""
     turn = torch.zeros_like(wish)

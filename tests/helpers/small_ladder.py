@@ -20,6 +20,8 @@ KINDS = {
     "sessions": data.ClipFileKind(2, 8, 2**30),
     "home-clips": data.ClipFileKind(2, 4, 0, home=True),
     "home-sessions": data.ClipFileKind(2, 8, 2**30, home=True),
+    "returns": data.ClipFileKind(2, 8, 2**30 + 2**29, retraced=True),
+    "home-returns": data.ClipFileKind(2, 8, 2**30 + 2**29, home=True, retraced=True),
 }
 CODER = AutoencoderConfig(fine=16, coarse=32, encoder_blocks=1, decoder_blocks=1)
 

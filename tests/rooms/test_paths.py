@@ -55,3 +55,20 @@ def test_a_path_depends_on_its_seed_alone():
     scenes = sample_scenes([SEEDS[5]])
     alone = paths.sample_twists(scenes, paths.sample_starts(scenes, [SEEDS[5]]), [SEEDS[5]], 3)
     assert torch.allclose(alone[0], twists[5], atol=1e-12)
+
+
+def test_retraced_walks_come_back_to_where_they_have_been():
+    """Every chunk ends where the walk has a chunk's end, and most of them for the second time or more."""
+    _, starts, twists = sample(12)
+    walk, retraced = (
+        paths.twist_paths(starts, each)[:, :: paths.CHUNK_FRAMES]
+        for each in (twists, paths.retrace(twists, SEEDS))
+    )
+    assert retraced.shape == walk.shape
+    apart = (retraced[:, :, None] - walk[:, None]).abs().amax((-1, -2))  # (B, ends, ends of the walk)
+    assert torch.allclose(apart.amin(-1), torch.zeros(()).double(), atol=1e-9)
+    apart = (retraced[:, :, None] - retraced[:, None]).abs().amax((-1, -2))
+    seen = (apart.tril(-1) + torch.ones(13, 13).triu() < 1e-9).any(-1)
+    assert 0.4 < seen.float().mean() < 0.8
+    alone = paths.retrace(twists[5:6], SEEDS[5:6])
+    assert torch.equal(alone[0], paths.retrace(twists, SEEDS)[5])

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from sana_wm_env import cli
+from sana_wm_env.model.storage.worlds import load_config, resolve_world
 from sana_wm_env.train import ladder, recipe
 from sana_wm_env.train.milestones import Measurement, write_progress
 
@@ -172,6 +173,11 @@ def test_a_killed_ladder_goes_on_to_a_world_and_keeps_the_best(tmp_path):
     assert (start["stage"], start["step"], start["samples"], start["kept"]) == ("start", 0, 0, False)
     best = next(row["mean"] for row in ended["scores"] if row["kept"])
     assert ("no better than rooms, from which it began" in second.stdout) == (start["mean"] >= best)
+    made, first_world = (
+        load_config(resolve_world(world)) for world in (str(runs / "rooms" / "world"), "rooms")
+    )
+    assert made.sigmas == first_world.sigmas, "it samples as the world that it comes from"
+    assert made.transformer == first_world.transformer
     env = gym.make("SanaWM-v0", world=str(runs / "rooms" / "world"))
     env.reset(seed=0)
     assert env.step(np.zeros(6, np.float32))[0].shape == (24, 64, 64, 3)

@@ -290,6 +290,22 @@ def test_sessions_go_on_until_their_clips_end_and_survive_a_stop(runs, tmp_path)
     assert 13 <= max(ages) <= 25
 
 
+@pytest.mark.parametrize(("frames", "cached", "wanted"), [(4, 2, 7), (7, 3, 10), (7, -1, 7)])
+def test_sessions_that_go_on_together_have_full_windows(runs, frames, cached, wanted):
+    config = distill.DistillConfig(
+        world="tiny",
+        runs=runs,
+        shards=0,
+        sessions=1,
+        loop=LOOP,
+        init_from="",
+        frames=frames,
+        cached=cached,
+    )
+    with pytest.raises(ValueError, match=f"--cached {cached}; wanted --cached from 0 and --frames {wanted}"):
+        distill.DistillStage(config)
+
+
 def test_a_session_that_is_lost_is_let_go(runs):
     """A state that is not finite, and an error that no picture makes; the others go on."""
     config = distill.DistillConfig(
@@ -328,6 +344,17 @@ def test_clips_at_home_show_the_same_rooms_from_everywhere():
     own = data.render_clips(data.rooms_of("home-clips", 0), (64, 64))
     assert clips.captions == own.captions and not torch.equal(clips.frames[:, 0], own.frames[:, 0])
     assert not any(seed in HOME for seed in map(held_out_room, range(100)))
+
+
+def test_returns_show_again_what_they_have_shown():
+    assert data.rooms_of("home-returns", 0) == [HOME[seed % 48] for seed in data.seeds_of("returns", 0)]
+    clips = data.render_clip_file("home-returns", 0, (64, 64))
+    ends, frames = clips.c2w[:, ::24], clips.frames[:, ::24]
+    near = (ends[:, :, None] - ends[:, None]).abs().amax((-1, -2)) < 1e-9
+    again = near & torch.ones(9, 9, dtype=torch.bool).tril(-2)  # not the end of a chunk that stood still
+    assert again.sum() >= 4
+    for clip, later, earlier in again.nonzero():
+        assert (frames[clip, later].int() - frames[clip, earlier].int()).abs().amax() <= 1
 
 
 def test_latents_are_the_same_whether_frames_lie_on_disk_or_not(runs, tmp_path):

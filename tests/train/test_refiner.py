@@ -197,7 +197,7 @@ def test_training_lowers_the_loss(pairs, tmp_path):
     assert loss() < 0.9 * before
 
 
-def test_no_answer_costs_one_wherever_stage_1_is(pairs, tmp_path, monkeypatch):
+def test_no_answer_costs_one_wherever_stage_1_is(pairs, tmp_path):
     """So blocks where it is far off weigh no more than those where it is close."""
     for blur in (0.01, 0.5):
         imagined = torch.lerp(pairs.true.float(), torch.zeros(()), blur)

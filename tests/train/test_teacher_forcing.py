@@ -43,6 +43,10 @@ def config(small, tmp_path_factory) -> teacher_forcing.TeacherForcingConfig:
 
 @pytest.fixture(scope="module")
 def stage(config) -> teacher_forcing.TeacherForcingStage:
+    return stage_of(config)
+
+
+def stage_of(config: teacher_forcing.TeacherForcingConfig) -> teacher_forcing.TeacherForcingStage:
     stage = teacher_forcing.TeacherForcingStage(config)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():  # blocks that pass nothing on would hide every leak
@@ -61,18 +65,21 @@ def generator() -> torch.Generator:
 
 
 @torch.no_grad()
-def test_a_chunk_is_recovered_as_a_session_would_recover_it(stage):
+@pytest.mark.parametrize("cached", [2, 3])
+def test_a_chunk_is_recovered_as_a_session_would_recover_it(config, cached):
     """Four chunks together against `stream` on states that are carried one by one, on the same noise."""
+    stage = stage_of(replace(config, cached=cached))
     window = window_of(stage)
     chunks, text = stage.chunks(window), stage.network.text_context(window.text, window.text_mask)
     truths = [truth for truth, _ in chunks]
     together = stage.recover_all(chunks, text, stage.states(truths[:-1], chunks, text), generator(), (1.0,))
     noise, state = generator(), None
     for index, (truth, cameras) in enumerate(chunks):
-        if index < 3:  # the third and the fourth draw as one batch
-            torch.randint(1, (2 if index < 2 else 4,), generator=noise)
-            drawn = torch.randn(*(truth if index < 2 else truth.repeat(2, 1, 1, 1, 1)).shape, generator=noise)
-        x = drawn if index < 2 else drawn[2 * (index - 2) : 2 * (index - 1)]
+        if index <= cached:  # those with full windows draw as one batch
+            alike = len(chunks) - index if index == cached else 1
+            torch.randint(1, (2 * alike,), generator=noise)
+            drawn = torch.randn(*truth.repeat(alike, 1, 1, 1, 1).shape, generator=noise).chunk(alike)
+        x = drawn[max(0, index - cached)]
         timestep = torch.full((2, x.shape[2]), 1000.0)
         if index == 0:
             x, timestep[:, 0] = torch.cat([truth[:, :, :1], x[:, :, 1:]], 2), 0

@@ -1,8 +1,9 @@
 """Training clips of rooms, rendered on the training device and kept in clip files.
 
-There are clips of 97 frames, from which everything is learned, and sessions of 961 frames (a minute), on
-which the streaming model learns to go on; both in rooms without end, each seen once, and at home, in the same
-48 rooms again and again from everywhere in them. A clip file is a function of its kind and index alone, so a
+There are clips of 97 frames, from which everything is learned; sessions of 961 frames (a minute), on which
+the streaming model learns to go on; and returns, sessions that keep going back on their steps, where it
+learns to remember. All of them in rooms without end, each seen once, and at home, in the same 48 rooms again
+and again from everywhere in them. A clip file is a function of its kind and index alone, so a
 data folder can be thrown away, extended or made on another machine without changing what is trained on.
 """
 
@@ -29,13 +30,15 @@ class ClipFileKind:
     """Contents of the files of one kind: `count` clips of 1 + 24 * chunks frames each, with seeds from
     first_seed on.
 
-    A clip's seed draws its walk; and its room, unless it is at home, where the rooms take turns.
+    A clip's seed draws its walk; and its room, unless it is at home, where the rooms take turns. `retraced`
+    walks are those of `retrace`.
     """
 
     count: int
     chunks: int
     first_seed: int
     home: bool = False
+    retraced: bool = False
 
 
 KINDS = {
@@ -43,6 +46,8 @@ KINDS = {
     "sessions": ClipFileKind(4, 40, 2**30),
     "home-clips": ClipFileKind(32, 4, 0, home=True),
     "home-sessions": ClipFileKind(4, 40, 2**30, home=True),
+    "returns": ClipFileKind(4, 40, 2**30 + 2**29, retraced=True),
+    "home-returns": ClipFileKind(4, 40, 2**30 + 2**29, home=True, retraced=True),
 }
 
 
@@ -64,15 +69,17 @@ def render_clips(
     device: str | torch.device = "cpu",
     chunks: int = 4,
     rooms: list[int] | None = None,
+    retraced: bool = False,
 ) -> Clips:
     """Renders one clip of 1 + 24 * chunks frames per seed; the focal length varies by a tenth around the
     default.
 
-    rooms: seed of the room of each clip, the clip's own if not given.
+    rooms: seed of the room of each clip, the clip's own if not given. retraced: the walks of `paths.retrace`.
     """
     scenes = sample_scenes(seeds if rooms is None else rooms, device)
     starts = paths.sample_starts(scenes, seeds)
-    c2w = paths.twist_paths(starts, paths.sample_twists(scenes, starts, seeds, chunks))
+    twists = paths.sample_twists(scenes, starts, seeds, chunks)
+    c2w = paths.twist_paths(starts, paths.retrace(twists, seeds) if retraced else twists)
     focal = torch.tensor(
         [FOCAL * size[1] * np.random.default_rng([seed, 3]).uniform(0.9, 1.1) for seed in seeds]
     )
@@ -88,7 +95,10 @@ def render_clip_file(
     kind: str, index: int, size: tuple[int, int], device: str | torch.device = "cpu"
 ) -> Clips:
     """Renders the clips of one file. ValueError where it would use held-out rooms."""
-    return render_clips(seeds_of(kind, index), size, device, KINDS[kind].chunks, rooms_of(kind, index))
+    file = KINDS[kind]
+    return render_clips(
+        seeds_of(kind, index), size, device, file.chunks, rooms_of(kind, index), file.retraced
+    )
 
 
 def clip_file(folder: Path, kind: str, index: int) -> Path:

@@ -45,9 +45,9 @@ def read_colmap(source: Path, size: tuple[int, int] | None, bent: bool) -> Track
     if folder is None:
         raise FormatError("got no model; wanted images and cameras, .bin or .txt, here or in sparse/0")
     text = (folder / "images.txt").is_file() and (folder / "cameras.txt").is_file()
-    cameras = _colmap_cameras_text(folder) if text else _colmap_cameras_binary(folder)
+    cameras = _cameras_text(folder) if text else _cameras_binary(folder)
     images = sorted(
-        _colmap_images_text(folder) if text else _colmap_images_binary(folder),
+        _images_text(folder) if text else _images_binary(folder),
         key=lambda row: split_numbers(row[2]),
     )
     if not images:
@@ -94,7 +94,7 @@ def _camera(model: str, width: int, height: int, given: list[float]) -> Camera:
     return model, parse_side(width), parse_side(height), [parse_number(value) for value in given]
 
 
-def _colmap_cameras_text(folder: Path) -> dict[int, Camera]:
+def _cameras_text(folder: Path) -> dict[int, Camera]:
     rows = [line.split() for line in read_lines(folder / "cameras.txt")]
     return {
         int(row[0]): _camera(row[1], int(row[2]), int(row[3]), [float(value) for value in row[4:]])
@@ -103,7 +103,7 @@ def _colmap_cameras_text(folder: Path) -> dict[int, Camera]:
     }
 
 
-def _colmap_images_text(folder: Path) -> Iterator[Image]:
+def _images_text(folder: Path) -> Iterator[Image]:
     """Behind each line of a picture stands one of points, which may be empty."""
     lines = read_lines(folder / "images.txt")
     for line in lines:
@@ -118,7 +118,7 @@ def _colmap_images_text(folder: Path) -> Iterator[Image]:
         next(lines, None)
 
 
-def _colmap_cameras_binary(folder: Path) -> dict[int, Camera]:
+def _cameras_binary(folder: Path) -> dict[int, Camera]:
     found = {}
     with (folder / "cameras.bin").open("rb") as file:
         for _ in range(_count(file, 48)):
@@ -133,7 +133,7 @@ def _colmap_cameras_binary(folder: Path) -> dict[int, Camera]:
     return found
 
 
-def _colmap_images_binary(folder: Path) -> Iterator[Image]:
+def _images_binary(folder: Path) -> Iterator[Image]:
     path = folder / "images.bin"
     total = path.stat().st_size
     with path.open("rb") as file:

@@ -41,7 +41,7 @@ def read_nerfstudio(source: Path, size: tuple[int, int] | None, bent: bool) -> T
             raise FormatError(f"got the camera model {model}; wanted a pinhole: undistort the pictures first")
         height, width = (size or (0, 0)) if "w" not in own else (parse_side(own["h"]), parse_side(own["w"]))
         sizes.add((height, width))
-        rows.append(_nerfstudio_camera(own, height, width))
+        rows.append(_camera(own, height, width))
         check_lens({name: parse_number(own.get(name, 0)) for name in LENS}, rows[-1], width, bent)
     c2w = np.array([make_matrix(frame["transform_matrix"]) for frame in frames])
     c2w[:, :3, 3] /= parse_positive(fields.get("applied_scale", 1.0), "applied_scale")
@@ -49,7 +49,7 @@ def read_nerfstudio(source: Path, size: tuple[int, int] | None, bent: bool) -> T
     return Track(from_opengl(c2w), np.array(rows), find_size(sizes), False, names)
 
 
-def _nerfstudio_camera(own: dict[str, Any], height: int, width: int) -> list[float]:
+def _camera(own: dict[str, Any], height: int, width: int) -> list[float]:
     if "fl_x" in own:
         fx = parse_number(own["fl_x"])
         fy = parse_number(own.get("fl_y", fx))
