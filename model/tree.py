@@ -72,7 +72,14 @@ class Mappable:
 
         A tensor that occurs twice shares the second time; n rows that are views of one share n - 1 times.
         """
-        return self.nbytes - sum({_place(t): _bytes_held(t) for t in tensors_of(self)}.values())
+        return self.nbytes - sum(places_of(self).values())
+
+
+def places_of(value: Any) -> dict[Any, int]:
+    """Where the tensors inside `value` lie, and the bytes that they take there. Tensors that share memory
+    have one place, in several values as well, as long as those live.
+    """
+    return {_place(t): _bytes_held(t) for t in tensors_of(value)}
 
 
 def _place(t: Tensor) -> tuple[Any, ...]:

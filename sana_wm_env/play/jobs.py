@@ -16,6 +16,7 @@ from . import worlds
 from .archive import open_archive, save_archive
 from .messages import encode_thumbnail
 from .pilot import make_pilot
+from .pool import places_of_state
 from .telling import snapshot
 from .timeline import Moment
 
@@ -69,7 +70,6 @@ async def _arrive_at_start(session: Session, opening: Opening, fresh: bool) -> N
         thumbnail=encode_thumbnail(env.newest_frame(episode)),
         episode=episode,
         fresh=fresh,
-        nbytes=0,
     )
     session.jump()
     await session.tell({"kind": "welcome", **snapshot(session)})
@@ -173,7 +173,7 @@ async def pick(session: Session, future: int | None) -> None:
                 reward=step.reward,
                 episode=step.episode,
                 fresh=True,
-                nbytes=getattr(step.episode.state, "nbytes", 0),
+                places=places_of_state(step.episode),
             )
         session.timeline.thin()
     session.jump()

@@ -6,6 +6,8 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sana_wm_env.model.tree import places_of
+
 if TYPE_CHECKING:
     from ..base import CameraEnv
     from ..episode import Episode, Step
@@ -92,6 +94,8 @@ def _own(state: Any, rows: int) -> Any:
     return state.detached() if rows > 1 and hasattr(state, "detached") else state
 
 
-def bytes_of(episode: Episode) -> int:
-    """Bytes of an episode's state. Waits for what of it is still being computed."""
-    return int(getattr(episode.state, "nbytes", 4096))
+def places_of_state(episode: Episode) -> dict[Any, int]:
+    """Where an episode's state lies in memory, and the bytes there. Waits for what of it is still being
+    computed.
+    """
+    return places_of(episode.state) or {id(episode.state): 4096}  # a room's, without tensors

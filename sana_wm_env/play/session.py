@@ -17,7 +17,7 @@ from . import controls as control
 from .controls import Controls
 from .messages import BRANCHES, STILL, WALK, encode_picture, encode_thumbnail, pack_frame
 from .pace import Pace, hear_begun, hear_ended, measure, next_in, next_stride, restart
-from .pool import Pool, bytes_of
+from .pool import Pool, places_of_state
 from .telling import describe_step
 from .timeline import Moment, Timeline
 
@@ -273,7 +273,7 @@ class Session:
             {"kind": "applied", "take": self._take, **applied, **describe_step(self, moment, step)}
         )
         await self._show_chunk(step, self._take)
-        moment.nbytes = await asyncio.to_thread(bytes_of, step.episode)
+        moment.places = await asyncio.to_thread(places_of_state, step.episode)
         gone = self.timeline.thin()
         if gone or moment.chunk % 4 == 0:
             await self.tell({"kind": "memory", "gone": gone, "bytes": self.timeline.nbytes})

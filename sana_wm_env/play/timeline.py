@@ -6,8 +6,8 @@ a cap in bytes; beyond it they are thinned out, the older the thinner. Thumbnail
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Moment:
         action: (6,) that led here; None at a start.
         reward: of that action.
         fresh: the same action from the parent need not lead here again: a start, or noise of its own.
-        nbytes: of the state.
+        places: where the state lies in memory, and the bytes there. What two states share has one place.
         episode: the state; None if it was thinned out, or lies in a file.
         file: where it lies while the session is parked.
     """
@@ -48,7 +48,7 @@ class Moment:
     action: NDArray[np.float32] | None = None
     reward: float = 0.0
     fresh: bool = False
-    nbytes: int = 0
+    places: Mapping[Any, int] = field(default_factory=dict)
     episode: Any = None
     file: Path | None = None
 
@@ -115,8 +115,12 @@ class Timeline:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of states in memory."""
-        return sum(moment.nbytes for moment in self.moments.values() if moment.episode is not None)
+        """Bytes of states in memory, what they share counted once."""
+        places: dict[Any, int] = {}
+        for moment in self.moments.values():
+            if moment.episode is not None:
+                places.update(moment.places)
+        return sum(places.values())
 
     def line(self, moment: int | None = None) -> list[Moment]:
         """The moments from the start to a moment, by default the present."""

@@ -2,16 +2,19 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sana_wm_env.model.tree import places_of
 from sana_wm_env.play.timeline import GONE, NEWEST, Timeline, choose_to_thin
 
 
-def walk(timeline, chunks, nbytes=1):
+def walk(timeline, chunks):
     first = timeline.now.chunk + 1 if timeline.moments else 0
     for chunk in range(first, first + chunks):
-        timeline.add(chunk=chunk, c2w=np.eye(4), thumbnail=b"", nbytes=nbytes, episode=object())
+        own = {object(): 1}
+        timeline.add(chunk=chunk, c2w=np.eye(4), thumbnail=b"", places=own, episode=object())
         timeline.thin()
     return timeline
 
@@ -54,6 +57,16 @@ def test_states_stay_under_the_cap_and_the_newest_and_the_start_stay():
     assert kept[0] == 0 and kept[-NEWEST:] == list(range(200 - NEWEST, 200))
     gaps = np.diff(kept)
     assert gaps[:4].mean() > 4 * gaps[-NEWEST:].mean(), f"the older the thinner: {kept}"
+
+
+def test_what_states_share_counts_once():
+    timeline, sink, chunks = Timeline(), torch.zeros(1, 100), [torch.zeros(1, 10) for _ in range(5)]
+    for chunk, newest in enumerate(chunks):
+        state = (sink, *chunks[max(0, chunk - 1) : chunk], newest)
+        timeline.add(chunk=chunk, c2w=np.eye(4), thumbnail=b"", places=places_of(state), episode=object())
+    assert timeline.nbytes == 4 * (100 + 5 * 10)
+    timeline.moments[4].episode = None
+    assert timeline.nbytes == 4 * (100 + 4 * 10), "the fourth state holds the third chunk, too"
 
 
 def test_thumbnails_and_poses_of_thinned_moments_stay():
