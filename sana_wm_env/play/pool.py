@@ -6,8 +6,6 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sana_wm_env.model.tree import places_of
-
 if TYPE_CHECKING:
     from ..base import CameraEnv
     from ..episode import Episode, Step
@@ -98,4 +96,6 @@ def places_of_state(episode: Episode) -> dict[Any, int]:
     """Where an episode's state lies in memory, and the bytes there. Waits for what of it is still being
     computed.
     """
+    from sana_wm_env.model.tree import places_of  # not above: the page is there before torch
+
     return places_of(episode.state) or {id(episode.state): 4096}  # a room's, without tensors
