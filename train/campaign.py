@@ -31,7 +31,7 @@ from .data.latents import encode_clip_files
 from .loop import LoopConfig, load_average, train
 from .optim import OptimConfig
 from .processes import PARENT, start_processes
-from .programs import PROGRAMS, PlainBlockError, make_program
+from .programs import PlainBlockError, list_programs, make_program
 from .teacher_forcing import TeacherForcingConfig, TeacherForcingStage
 
 PART = 15 * 2**20
@@ -52,7 +52,7 @@ class CampaignConfig:
         reserve: of them, for writing the result.
         encoders: processes that render and encode.
         stage: what is trained, and how.
-        program: number in `PROGRAMS` of the one to make and to check, nothing else; -1 for the campaign.
+        program: number in `list_programs` of the one to make and to check, nothing else; -1 for the campaign.
         share: number of the encoder to be, nothing else; -1 for the campaign.
     """
 
@@ -73,11 +73,15 @@ class CampaignConfig:
             ),
             init_from="rooms",
             shards=0,
-            sessions=100,
-            home_sessions=240,
+            sessions=50,
+            home_sessions=140,
+            returns=40,
+            home_returns=110,
             frames=37,
-            short=0.3,
-            lead=24,
+            short=0.25,
+            lead=12,
+            cached=8,
+            sigmas=(1.0, 0.889, 0.0),
             own_past=1.0,
             pack=False,
         )
@@ -87,7 +91,9 @@ class CampaignConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, seconds="(0, inf)", reserve="[0, inf)", encoders="[1, inf)")
-        check_settings(self, program=f"[-1, {len(PROGRAMS) - 1}]", share=f"[-1, {self.encoders - 1}]")
+        check_settings(
+            self, program=f"[-1, {len(list_programs(self.stage)) - 1}]", share=f"[-1, {self.encoders - 1}]"
+        )
 
 
 def run(config: CampaignConfig) -> None:
@@ -105,7 +111,8 @@ def run(config: CampaignConfig) -> None:
         _take_autoencoder(one)
     TeacherForcingStage(_small(stage))  # renders its one file, before others want it
     encoders = [_start("--share", number) for number in range(config.encoders)]
-    makers = [_start("--program", number) for number in range(len(PROGRAMS))]
+    programs = list_programs(stage)
+    makers = [_start("--program", number) for number in range(len(programs))]
     _say(began, f"making {len(makers)} programs and the data")
     if codes := [code for encoder in encoders if (code := encoder.wait())]:
         raise ChildProcessError(f"encoding ended with code {codes[0]}, see above")
@@ -113,7 +120,7 @@ def run(config: CampaignConfig) -> None:
     codes = [maker.wait() for maker in makers]
     if PLAIN_WRONG in codes:
         raise ChildProcessError("this device computes wrongly even without programs, see above")
-    wrong = [program for code, program in zip(codes, PROGRAMS, strict=True) if code]
+    wrong = [program for code, program in zip(codes, programs, strict=True) if code]
     shorter = replace(stage, frames=min(stage.frames, 25))
     plain = replace(stage.loop, compile=False, batch=max(1, stage.loop.batch // 2))
     attempts = [] if wrong else [stage, shorter]
@@ -219,7 +226,9 @@ def main() -> None:
     start_processes()
     if config.program >= 0:
         try:
-            make_program(TeacherForcingStage(_small(config.stage)), PROGRAMS[config.program])
+            make_program(
+                TeacherForcingStage(_small(config.stage)), list_programs(config.stage)[config.program]
+            )
         except PlainBlockError as error:
             print(error, file=sys.stderr)
             sys.exit(PLAIN_WRONG)

@@ -15,32 +15,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sana_wm_env.model.config import preset
 from sana_wm_env.model.kernels.operations import PLAIN, Computes
 from sana_wm_env.model.network.block import Block
+from sana_wm_env.model.network.execution import chunk_spans
 from sana_wm_env.model.state import BlockState, WindowState
 from sana_wm_env.model.tree import map_tensors, tensors_of
 
-from .teacher_forcing import TeacherForcingStage
+from .teacher_forcing import TeacherForcingConfig, TeacherForcingStage
 
 Program = tuple[str, int, int, bool]
 """Class of the attention, frames, chunks that the block sees of the past, whether there is a gradient."""
 
-PROGRAMS: list[Program] = [
-    (*form, gradient)
-    for gradient, form in product(
-        (True, False),
-        (
-            ("GatedDeltaAttention", 4, 0),
-            ("GatedDeltaAttention", 3, 1),
-            ("SoftmaxAttention", 4, 0),
-            ("SoftmaxAttention", 3, 1),
-            ("SoftmaxAttention", 3, 2),
-        ),
-    )
-]
 Mix = Callable[..., tuple[Tensor, BlockState | None]]
 MOST_OFF, MOST_OFF_PLAIN = 3.0, 0.3
 """The error that a program may have, over that of its plain block, and what this may have. Both round."""
+
+
+def list_programs(config: TeacherForcingConfig) -> list[Program]:
+    """All that a stage calls: those of softmax blocks differ by the chunks in their window."""
+    chunk = preset(config.world).chunk
+    longest = config.lead + len(chunk_spans(config.frames, chunk)) - 1
+    window = longest if config.cached < 0 else min(config.cached, longest)
+    forms = [("GatedDeltaAttention", chunk + 1, 0), ("SoftmaxAttention", chunk + 1, 0)]
+    if longest:
+        forms.append(("GatedDeltaAttention", chunk, 1))
+    forms += [("SoftmaxAttention", chunk, seen + 1) for seen in range(window)]
+    return [(*form, gradient) for gradient, form in product((True, False), forms)]
 
 
 def make_program(stage: TeacherForcingStage, wanted: Program) -> None:
@@ -50,7 +51,8 @@ def make_program(stage: TeacherForcingStage, wanted: Program) -> None:
     """
     for block in stage.network.blocks:
         block.mix = _stop_at(block, wanted)
-    frames, loop = 13, stage.config.loop
+    loop, chunk = stage.config.loop, stage.network.config.chunk
+    frames = 1 + (wanted[2] + 2) * chunk  # the last chunk is not imagined
     generator = torch.Generator(loop.device).manual_seed(0)
     window = stage.clips.window(stage.clips.draw(loop.batch, frames, generator), frames)
     chunks, text = stage.chunks(window), stage.network.text_context(window.text, window.text_mask)

@@ -15,7 +15,7 @@ from sana_wm_env.model.config import PRESETS
 from sana_wm_env.train import autoencoder, bidirectional, campaign
 from sana_wm_env.train.data import rooms as data
 from sana_wm_env.train.loop import LoopConfig, load_average
-from sana_wm_env.train.programs import PROGRAMS, make_program
+from sana_wm_env.train.programs import list_programs, make_program
 from sana_wm_env.train.teacher_forcing import TeacherForcingConfig, TeacherForcingStage
 
 pytestmark = pytest.mark.heavy
@@ -47,10 +47,13 @@ def config(small, tmp_path_factory) -> campaign.CampaignConfig:
         loop=replace(loop, steps=10**9, compile=True),
         init_from=weights,
         shards=0,
-        sessions=3,
+        sessions=2,
         home_sessions=2,
+        returns=1,
+        home_returns=1,
         frames=19,
         lead=2,
+        cached=3,
         own_past=1.0,
         pack=False,
     )
@@ -58,12 +61,47 @@ def config(small, tmp_path_factory) -> campaign.CampaignConfig:
 
 
 def small_stage(config) -> TeacherForcingStage:
-    counts = dict.fromkeys(("shards", "home_shards", "sessions"), 0)
-    runs = config.stage.runs / "programs"
-    return TeacherForcingStage(replace(config.stage, runs=runs, home_sessions=1, **counts))
+    return TeacherForcingStage(campaign._small(config.stage))
 
 
-@pytest.mark.parametrize("program", PROGRAMS[1:6:2], ids=lambda p: "-".join(map(str, p)))
+def met_programs(config, monkeypatch) -> set:
+    """What the blocks of one step of training are called with."""
+    met = set()
+
+    def listening(block):
+        mix, name = block.mix, type(block.attn).__name__
+
+        def mix_and_tell(*inputs):
+            x, *_, past = inputs
+            entries = getattr(past and past.attention, "entries", None)
+            seen = 0 if past is None else 1 if entries is None else len(entries)
+            met.add((name, x.shape[1], seen, torch.is_grad_enabled()))
+            return mix(*inputs)
+
+        return mix_and_tell
+
+    stage = small_stage(config)
+    for block in stage.network.blocks:
+        monkeypatch.setattr(block, "mix", listening(block))
+    for seed in range(4):  # with a lead and without
+        stage.loss(2, torch.Generator().manual_seed(seed))
+    return met
+
+
+def test_the_programs_are_those_that_training_calls(config, monkeypatch):
+    plain = replace(config.stage, loop=replace(config.stage.loop, compile=False), short=0.0)
+    assert met_programs(replace(config, stage=plain), monkeypatch) == set(list_programs(config.stage))
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        ("GatedDeltaAttention", 3, 1, True),
+        ("SoftmaxAttention", 3, 3, True),
+        ("SoftmaxAttention", 4, 0, False),
+    ],
+    ids=lambda p: "-".join(map(str, p)),
+)
 def test_every_program_computes_what_its_block_does(config, program, capsys):
     make_program(small_stage(config), program)
     said = capsys.readouterr().out
