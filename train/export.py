@@ -5,6 +5,7 @@ from pathlib import Path
 from shutil import copytree, ignore_patterns
 
 import numpy as np
+import torch
 from scipy.spatial.transform import RigidTransform
 
 from sana_wm_env.camera import CHUNK_FRAMES
@@ -34,6 +35,8 @@ class ExportConfig:
         world: name of the preset and of the world.
         runs: folder of all runs.
         stage: stage to take the transformer from, or a safetensors file of its weights.
+        average_with: further stages or files, whose weights are averaged with those of `stage`. Where one was
+            trained from another the mean is often better than each (Wortsman et al. 2022, "Model soups").
         undistilled: stage to take the transformer of whole clips from, the chunk-causal one say; the world
             then has all three variants.
         out: folder to write (runs/WORLD/world if not given).
@@ -50,6 +53,7 @@ class ExportConfig:
     world: str = "rooms"
     runs: Path = Path("runs")
     stage: str = "distill"
+    average_with: tuple[str, ...] = ()
     undistilled: str = ""
     out: Path | None = None
     size: tuple[int, int] = (64, 64)
@@ -86,16 +90,18 @@ def assemble(config: ExportConfig) -> WorldModel:
         variants=VARIANTS if config.undistilled else ("streaming",),
         dtype="auto",
     )
-    return WorldModel(world, trained(config, config.stage), autoencoder, TextEncoder(text))
+    transformer = trained(config, config.stage, *config.average_with)
+    return WorldModel(world, transformer, autoencoder, TextEncoder(text))
 
 
-def trained(config: ExportConfig, stage: str) -> Transformer:
-    """The transformer with the averaged weights of a stage; of a shallower one if it was trained before the
-    preset grew.
+def trained(config: ExportConfig, *stages: str) -> Transformer:
+    """The transformer with the mean of the averaged weights of stages; a stage from before the preset grew is
+    deepened first.
     """
-    transformer = Transformer(_transformer(config))
-    weights = initial_weights(config.runs / config.world, stage)
-    transformer.load_state_dict(deepen(weights, transformer.config))
+    transformer, home = Transformer(_transformer(config)), config.runs / config.world
+    given = [deepen(initial_weights(home, stage), transformer.config) for stage in stages]
+    mean = {key: torch.stack([weights[key] for weights in given]).mean(0) for key in given[0]}
+    transformer.load_state_dict(mean)
     return transformer
 
 

@@ -14,6 +14,7 @@ from small_ladder import CODER, KINDS, TINY
 from sana_wm_env.model.clip import ClipModel
 from sana_wm_env.model.codecs.text import TextEncoderConfig
 from sana_wm_env.model.config import PRESETS
+from sana_wm_env.model.storage.tensors import read_tensors
 from sana_wm_env.model.tree import map_tensors, tensors_of
 from sana_wm_env.rooms import HELD_OUT, HOME
 from sana_wm_env.rooms.room import held_out_room
@@ -80,6 +81,12 @@ def test_the_ladder_ends_in_a_world(runs):
     ).transformer.state_dict()
     weight, taken = "x_embedder.proj.weight", load_average(runs / "tiny" / "causal", "generator")
     assert torch.equal(clips[weight], taken[weight].half().float())
+    both = ExportConfig("tiny", runs, "distill", average_with=("self-forcing",), out=runs / "mean")
+    export(both)
+    mean = read_tensors(runs / "mean" / "transformer.safetensors", "wanted the mean")
+    parts = [load_average(runs / "tiny" / stage, "generator") for stage in ("distill", "self-forcing")]
+    assert not torch.equal(parts[0][weight], parts[1][weight])
+    assert torch.equal(mean[weight], ((parts[0][weight] + parts[1][weight]) / 2).half())
     names = ("as designed", "no camera")
     asked = ablations.AblationsConfig(
         world="tiny",
