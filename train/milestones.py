@@ -207,6 +207,7 @@ def _plot(rows: Sequence[dict], kinds: Sequence[str], path: Path) -> None:
 
         matplotlib.use("agg")
         import matplotlib.pyplot as plt
+        from matplotlib.ticker import EngFormatter
     except ImportError:
         write_line("matplotlib is not installed (pip install 'sana-wm-env[train]'): no curve is drawn")
         return
@@ -221,6 +222,7 @@ def _plot(rows: Sequence[dict], kinds: Sequence[str], path: Path) -> None:
         axis.set_xlabel(label)
         axis.grid(alpha=0.25)
     axes[0].set_ylabel("distance closed, %")
-    axes[1].legend(fontsize=8, frameon=False)
+    axes[0].xaxis.set_major_formatter(EngFormatter(sep=""))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8, frameon=False)
     write_whole(path, lambda part: figure.savefig(part, dpi=110, format="png"))
     plt.close(figure)

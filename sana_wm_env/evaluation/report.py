@@ -64,9 +64,11 @@ def plain(config: Any) -> dict[str, Any]:
 def command_line() -> str:
     """The command that is running, as one would type it."""
     name = Path(sys.argv[0]).name
-    return shlex.join(
-        ["sana-wm" if name == "cli.py" else name, *sys.argv[1:]]
-    )  # cli.py: by `python -m sana_wm_env.cli`
+    if name == "cli.py":  # by `python -m sana_wm_env.cli`
+        command = ["sana-wm"]
+    else:
+        command = ["python", sys.argv[0]] if name.endswith(".py") else [name]
+    return shlex.join([*command, *sys.argv[1:]])
 
 
 def cell(value: metrics.Estimate | float | None, digits: int = 2) -> str:
