@@ -64,10 +64,9 @@ def plain(config: Any) -> dict[str, Any]:
 def command_line() -> str:
     """The command that is running, as one would type it."""
     name = Path(sys.argv[0]).name
+    command = ["python", sys.argv[0]] if name.endswith(".py") else [name]
     if name == "cli.py":  # by `python -m sana_wm_env.cli`
         command = ["sana-wm"]
-    else:
-        command = ["python", sys.argv[0]] if name.endswith(".py") else [name]
     return shlex.join([*command, *sys.argv[1:]])
 
 
