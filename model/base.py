@@ -185,12 +185,16 @@ class WorldBase:
         sample.
 
         Sampled because it is taken whenever a world is loaded; it finds another training, not a tampered
-        file. Variants and the usual dtype are left out, as sessions do not depend on them; the dtype of the
-        weights counts.
+        file. Variants, the usual dtype and how sessions at home begin are left out, as sessions do not depend
+        on them; the dtype of the weights counts.
         """
         settings = {
-            name: value for name, value in self.config.to_dict().items() if name not in ("variants", "dtype")
+            name: value
+            for name, value in self.config.to_dict().items()
+            if name not in ("variants", "dtype", "looks_around")
         }
+        if settings["transformer"]["num_sink_blocks"] == 1:  # as all worlds were before there was a choice
+            del settings["transformer"]["num_sink_blocks"]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         return digest_weights(digest, self.transformer, self.autoencoder).hexdigest()
 
@@ -212,7 +216,7 @@ class WorldBase:
                 f"with weights {ours[1][:12]}: "
                 "load the world that the state was saved in"
             )
-        check_layout(state, self._templates.after(int(state.chunk_index.min())))
+        check_layout(state, self._templates.after(int(state.chunks.min())))
         home, dtype = self.autoencoder.latents_mean.device, self.transformer.dtype
         refiner = self._accept_refiner(state)
         ready = state.text.keys[0].dtype == dtype and all(t.device == self.device for t in tensors_of(state))
@@ -287,6 +291,7 @@ class WorldBase:
             generators=torch.stack([generator.get_state() for generator in generators]),
             frame=images.to(self.device),
             chunk_index=torch.zeros(batch, dtype=torch.int64, device=self.device),
+            observed=torch.zeros(batch, dtype=torch.int64, device=self.device),
             world=self.config.name,
             weights=self.fingerprint,
             refiner=self.refiner and self.refiner.start(image_latent, prompts),

@@ -28,7 +28,8 @@ class TransformerConfig:
                       first keeps transitions from growing; the others are there to show that.
 
     Window of the softmax blocks when streaming: `num_cached_blocks` earlier chunks are read, the first chunk
-    of the session being one of them when `sink` is set; -1 reads all of them and lets the state grow.
+    of the session being one of them when `sink` is set, or the first `num_sink_blocks`; -1 reads all of them
+    and lets the state grow.
     """
 
     depth: int
@@ -47,6 +48,7 @@ class TransformerConfig:
     key_scale: KeyScale = "dim_spatial"
     sink: bool = True
     num_cached_blocks: int = 2
+    num_sink_blocks: int = 1
 
     def __post_init__(self) -> None:
         for name in (
@@ -89,10 +91,19 @@ class TransformerConfig:
             raise ValueError(
                 f"num_cached_blocks is {self.num_cached_blocks}; give -1 (all) or a number from 0"
             )
+        if self.num_sink_blocks < 1:
+            raise ValueError(
+                f"num_sink_blocks is {self.num_sink_blocks}; give at least 1, and sink=False for none"
+            )
 
     @property
     def head_dim(self) -> int:
         return self.width // self.heads
+
+    @property
+    def sinks(self) -> int:
+        """Chunks of a session, its first, that softmax blocks go on reading when streaming."""
+        return self.num_sink_blocks if self.sink else 0
 
     @property
     def ffn_width(self) -> int:
@@ -144,6 +155,7 @@ class WorldConfig:
         max_translation_m: length of the largest translation per chunk that the world was trained on.
         max_rotation_rad: length of the largest rotation per chunk that the world was trained on.
         first_frames: source of first frames: "rooms", or None if the user has to bring an image.
+        looks_around: whether a session at home begins with a look all around, which the world remembers.
         variants: what its weights can do: "streaming" in few steps; "bidirectional", "chunk_causal" clips in
             many.
         dtype: what its weights are run in if nothing else is asked for: "float32", "bfloat16", or "auto" for
@@ -161,6 +173,7 @@ class WorldConfig:
     max_translation_m: float = 1.0
     max_rotation_rad: float = 0.5
     first_frames: str | None = None
+    looks_around: bool = False
     variants: tuple[Variant, ...] = ("streaming",)
     dtype: str = "float32"
 

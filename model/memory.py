@@ -240,7 +240,7 @@ def refiner_bytes(
 
 def record_bytes(config: WorldConfig) -> int:
     """Returns the bytes of a `WorldState` beside network and decoder: newest frame, first latent, poses,
-    intrinsics, generator, counter.
+    intrinsics, generator, counters.
     """
     (height, width), cells = config.image_size, config.grid[0] * config.grid[1]
     in_float64 = 16 + 4
@@ -249,7 +249,7 @@ def record_bytes(config: WorldConfig) -> int:
         + 4 * config.transformer.in_channels * cells
         + 8 * in_float64
         + torch.Generator().get_state().nbytes
-        + 8
+        + 2 * 8
     )
 
 

@@ -47,6 +47,10 @@ class World(Protocol):
         """As `WorldModel.start`."""
         ...
 
+    def observe(self, state: WorldState, frames: Tensor, c2w: Tensor) -> WorldState:
+        """As `WorldModel.observe`."""
+        ...
+
     def step(
         self, state: WorldState, c2w: Tensor, sigmas: Sequence[float] | None = None
     ) -> tuple[Tensor, WorldState]:

@@ -23,8 +23,8 @@ from .cores import Deferred
 from .state_check import check_state
 from .tree import Mappable, from_outline, map_tensors, tensors_of, to_outline
 
-FILE_FORMAT, FILE_VERSION = "sana-wm-state", "2"
-KNOWN_VERSIONS = ("1", "2")  # version 1 has no checksum
+FILE_FORMAT, FILE_VERSION = "sana-wm-state", "3"
+KNOWN_VERSIONS = ("1", "2", "3")  # version 1 has no checksum, 1 and 2 nothing observed
 LONGEST_HEADER = 2**24  # bytes; that of the published network has 200 KiB
 
 
@@ -154,6 +154,7 @@ class WorldState(Mappable):
     generators     (B, n) uint8, each row the state of a slot's own CPU noise generator
     frame          (B, H, W, 3) uint8, the newest raw frame
     chunk_index    (B,) int64, chunks imagined; rows may differ
+    observed       (B,) int64, chunks that a camera saw, which were not imagined
     world          name of the world that imagined it
     weights        its `WorldModel.fingerprint`: another world cannot go on from here
     task           (B, ...) tensors that others keep with a session; the model reads none of them
@@ -169,6 +170,7 @@ class WorldState(Mappable):
     generators: Tensor
     frame: Tensor
     chunk_index: Tensor
+    observed: Tensor
     world: str
     weights: str
     task: dict[str, Tensor] = field(default_factory=dict)
@@ -225,6 +227,11 @@ class WorldState(Mappable):
         return self.map(lambda t: t.clone(memory_format=torch.contiguous_format))
 
     @property
+    def chunks(self) -> Tensor:
+        """Chunks of each session (B,), imagined or observed."""
+        return self.chunk_index + self.observed
+
+    @property
     def layout(self) -> tuple[Any, ...]:
         """Equal for sessions that fit in one batch: shapes and dtypes of a row. It differs while the window
         fills, then no more.
@@ -276,7 +283,11 @@ class WorldState(Mappable):
             _check_header(header, path)
             if header["version"] != "1" and _digest(header["structure"], tensors) != header.get("sha256"):
                 raise ValueError(f"got {name!r}, which was changed after it was saved (its SHA-256); {again}")
-            state = from_outline(json.loads(header["structure"]), "", tensors, _STORED)
+            structure = json.loads(header["structure"])
+            if header["version"] in ("1", "2"):
+                structure["WorldState"]["observed"] = "tensor"
+                tensors[".observed"] = torch.zeros_like(tensors[".chunk_index"])
+            state = from_outline(structure, "", tensors, _STORED)
         except (SafetensorError, OSError) as error:
             raise ValueError(
                 f"got {name!r}, which is damaged or no safetensors file ({error}); {again}"
@@ -374,6 +385,6 @@ def _check_header(header: dict[str, str], path: str | os.PathLike[str]) -> None:
     if given[1] not in KNOWN_VERSIONS:
         raise ValueError(
             f"got {os.fspath(path)!r} in version {given[1]} of the state format; this sana_wm_env reads "
-            f"{' and '.join(KNOWN_VERSIONS)}: use the release that wrote it, or play the session again from "
+            f"{', '.join(KNOWN_VERSIONS)}: use the release that wrote it, or play the session again from "
             "its seed and actions"
         )

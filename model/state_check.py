@@ -122,6 +122,7 @@ KINDS = {
     "generators": Tensor,
     "frame": Tensor,
     "chunk_index": Tensor,
+    "observed": Tensor,
     "world": str,
     "weights": str,
     "task": dict,
@@ -132,8 +133,9 @@ DTYPES = {
     "generators": torch.uint8,
     "frame": torch.uint8,
     "chunk_index": torch.int64,
+    "observed": torch.int64,
 }
-SHAPES = {"c2w": (4, 4), "intrinsics_px": (4,), "chunk_index": ()}
+SHAPES = {"c2w": (4, 4), "intrinsics_px": (4,), "chunk_index": (), "observed": ()}
 
 
 def _check_fields(state: "WorldState") -> int:
@@ -227,9 +229,11 @@ def _check_generators(generators: Tensor, place: str) -> None:
 
 
 def _check_counters(state: "WorldState", latents_per_step: int | None) -> None:
-    chunks = state.chunk_index
-    if (chunks < 0).any() or (chunks > LONGEST).any():
-        raise ValueError(f"got chunk_index {chunks.tolist()}; wanted whole numbers from 0 to {LONGEST}")
+    for name in ("chunk_index", "observed"):
+        count = getattr(state, name)
+        if (count < 0).any() or (count > LONGEST).any():
+            raise ValueError(f"got {name} {count.tolist()}; wanted whole numbers from 0 to {LONGEST}")
+    chunks = state.chunks
     if state.transformer is None:
         if chunks.any():
             raise ValueError(f"got no transformer after {chunks.tolist()} chunks; wanted what it carries on")
@@ -249,6 +253,7 @@ def _check_counters(state: "WorldState", latents_per_step: int | None) -> None:
     per_chunk = latents_per_step or int((frames[0] - 1) // chunks[0])
     if per_chunk < 1 or (frames != 1 + per_chunk * chunks).any():
         raise ValueError(
-            f"got chunk_index {chunks.tolist()} beside transformer.next_frame {frames.tolist()}; wanted 1 "
-            f"latent frame and {max(per_chunk, 1)} more for every chunk"
+            f"got chunk_index {state.chunk_index.tolist()} and observed {state.observed.tolist()} beside "
+            f"transformer.next_frame {frames.tolist()}; wanted 1 latent frame and {max(per_chunk, 1)} more "
+            "for every chunk"
         )

@@ -68,6 +68,7 @@ class Templates:
                 generators=torch.empty(1, torch.Generator().get_state().numel(), dtype=torch.uint8),
                 frame=torch.empty(1, *config.image_size, 3, dtype=torch.uint8),
                 chunk_index=torch.zeros(1, dtype=torch.int64),
+                observed=torch.zeros(1, dtype=torch.int64),
                 world=config.name,
                 weights="",
             )

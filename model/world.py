@@ -115,6 +115,49 @@ class WorldModel(WorldBase):
             results |= part_results
         return [results[i] for i in range(len(states))]
 
+    def observe(self, state: WorldState, frames: Tensor, c2w: Tensor) -> WorldState:
+        """Goes on with what a camera saw, in place of imagining it: a look around, a walk that was filmed.
+
+        Args:
+            state: where the sessions stand; unchanged afterwards.
+            frames: uint8 (B, K * frames_per_step, H, W, 3), which follow the newest frame.
+            c2w: (B, K * frames_per_step, 4, 4) their poses, as in `step`. They may go as fast as they like:
+                the latent frames are 8 raw frames each, and what rests for 8 is remembered as a still.
+
+        Returns:
+            The next state. It draws no noise, and its `chunk_index` is the same: it counts what is imagined.
+
+        Raises:
+            ValueError: frames or poses that do not fit, or are not finite.
+        """
+        size = self.frames_per_step
+        chunks = max(1, frames.shape[1] // size) if frames.ndim == 5 else 1
+        wanted = (len(state), chunks * size, *self.config.image_size, 3)
+        if frames.dtype != torch.uint8 or frames.shape != wanted:
+            raise ValueError(
+                f"frames are {frames.dtype} {tuple(frames.shape)}; wanted uint8 {wanted}: whole chunks of "
+                f"{size} frames"
+            )
+        c2w = self.check_poses(state, c2w, wanted[1])
+        for seen, poses in zip(frames.split(size, 1), c2w.split(size, 1), strict=True):
+            state = self._observe(state, seen, poses)
+        return state
+
+    @apart
+    @torch.inference_mode()
+    def _observe(self, state: WorldState, frames: Tensor, c2w: Tensor) -> WorldState:
+        """`observe` for one chunk."""
+        newest = state.frame[:, None]
+        latents = self.encode(torch.cat([newest, frames.to(newest.device)], 1))[:, :, 1:].to(self.device)
+        cameras, image = self._cameras(state, c2w)
+        _, after = self.decode(latents, state, refine=False)
+        return after.changed(
+            transformer=self._commit(_after(image, latents), state.text, cameras, state.transformer),
+            c2w=c2w[:, -1].clone(),
+            observed=state.observed + 1,
+            frame=frames[:, -1].to(self.device, copy=True),
+        )
+
     def play(
         self,
         state: WorldState,
@@ -190,22 +233,11 @@ class WorldModel(WorldBase):
         decoder and frame.
         """
         c2w = self.check_poses(state, c2w, self.frames_per_step)
-        before, image = state.transformer, state.image_latent
-        opens = before is None
-        path = (
-            torch.cat([state.c2w[:, None], c2w], 1) if opens else c2w
-        )  # before the first chunk the newest pose is raw frame 0
-        camera, plucker = camera_inputs(
-            path, state.intrinsics_px, self.config.image_size, self.config.grid, opens
-        )
-        cameras = self.transformer.camera_context(camera, plucker, 0 if opens else before.next_frame)
+        before = state.transformer
+        cameras, image = self._cameras(state, c2w)
         noise, generators = self.draw_noise(state, self.latents_per_step)
-        if opens:
-            noise = torch.cat([image, noise], 2)
         levels = self.config.sigmas if sigmas is None else sigmas
-        x = sample_chunk(
-            self.transformer, noise, state.text, cameras, before, image if opens else None, levels
-        )
+        x = sample_chunk(self.transformer, _after(image, noise), state.text, cameras, before, image, levels)
         commit = partial(self._commit, x, state.text, cameras, before)
         after = state.changed(
             transformer=Deferred(commit) if self.device.type == "cpu" else commit(),
@@ -215,6 +247,17 @@ class WorldModel(WorldBase):
         )
         return x[:, :, -self.latents_per_step :], after
 
+    def _cameras(self, state: WorldState, c2w: Tensor) -> tuple[CameraContext, Tensor | None]:
+        """What the network is told of the poses of a new chunk; and the first frame's latent, which goes
+        before the session's first chunk, as its pose does.
+        """
+        before = state.transformer
+        opens = before is None
+        path = torch.cat([state.c2w[:, None], c2w], 1) if opens else c2w
+        inputs = camera_inputs(path, state.intrinsics_px, self.config.image_size, self.config.grid, opens)
+        cameras = self.transformer.camera_context(*inputs, 0 if opens else before.next_frame)
+        return cameras, state.image_latent if opens else None
+
     @apart
     @torch.inference_mode()
     def _commit(
@@ -222,3 +265,8 @@ class WorldModel(WorldBase):
     ) -> TransformerState:
         """The clean pass."""
         return self.transformer.commit(latents, text, cameras, before)
+
+
+def _after(image: Tensor | None, latents: Tensor) -> Tensor:
+    """The latents of a chunk, after the image latent if there is one."""
+    return latents if image is None else torch.cat([image, latents], 2)

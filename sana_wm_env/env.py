@@ -21,7 +21,7 @@ from sana_wm_env.model.world import WorldModel, WorldState
 
 from .base import CameraEnv
 from .base_vector import MOST_SLOTS
-from .camera import Array
+from .camera import Array, check_poses
 from .episode import Episode, Seeds
 from .first_frame import FirstFrame, check_first_frame_options
 from .imagine import (
@@ -38,7 +38,7 @@ from .imagine import (
 from .machine import check_device
 from .numbers import to_flag, to_whole
 from .observations import Frames, Observation
-from .rooms.room import choose_room, stands_clear
+from .rooms.room import choose_room, see_all_around, stands_clear
 from .tasks import Moment, Task
 from .wrappers import restore as restore
 
@@ -49,12 +49,13 @@ DTYPES = (None, "float32", "bfloat16")
 
 
 class Wish(NamedTuple):
-    """Wish for an episode in a drawn room: a room as in `choose_room`, and a prompt in place of the room's
-    caption.
+    """Wish for an episode in a drawn room: a room as in `choose_room`, a prompt in place of the room's caption,
+    and whether to look around in it first.
     """
 
     room: int | str | None
     prompt: str | None
+    look_around: bool
 
 
 class SanaWMEnv(CameraEnv):
@@ -150,6 +151,7 @@ class SanaWMEnv(CameraEnv):
     | `intrinsics` | (4,), (3, 3) or `"moge"`  | fx, fy, cx, cy in pixels of that image, or what estimates them            |
     | `fov_deg`    | float                     | the image's horizontal field of view, in place of `intrinsics`            |
     | `prompt`     | str                       | describes the scene, not the camera                                       |
+    | `look_around`| bool                      | whether the world has looked all around before it begins: a dozen exact pictures of the room, a twelfth of a turn apart, which it remembers. At home it has if the world was trained for it, elsewhere not |
     | `state`      | `WorldState`              | a saved session to continue; no other option beside it                    |
 
     An unknown option is refused, and so is anything malformed, before anything changes.
@@ -199,7 +201,7 @@ class SanaWMEnv(CameraEnv):
     SANA-WM, arXiv:2605.15178.
     """
 
-    reset_options = ("room", "image", "intrinsics", "fov_deg", "prompt", "state")
+    reset_options = ("room", "image", "intrinsics", "fov_deg", "prompt", "look_around", "state")
 
     def __init__(
         self,
@@ -339,6 +341,29 @@ class SanaWMEnv(CameraEnv):
         vector.start_from([to_episode(state[i]) for i in range(n)], self.np_random)  # views of one session
         return vector
 
+    def observe(self, frames: Any, c2w: Any) -> tuple[Observation, dict[str, Any]]:
+        """Goes on with what a camera saw, in place of imagining it: a walk through a place that was filmed, or
+        what a robot really met after it had planned. The session remembers it.
+
+        Args:
+            frames: uint8 (24 K, H, W, 3), which follow the newest frame.
+            c2w: (24 K, 4, 4) their camera-to-world relative to the first frame, OpenCV axes, metres. They may
+                be faster than an action.
+
+        Returns:
+            What `restore_state` does: the newest frame fills the chunk, `n_new_frames` is 1. `chunk_index`,
+            the task and its reward do not count what was observed.
+
+        Raises:
+            ValueError: frames or poses that do not fit; the episode stays.
+        """
+        episode, poses = self.episode, check_poses(c2w)
+        if (seen := np.array(frames)).dtype != np.uint8:
+            raise ValueError(f"got frames of {seen.dtype}; wanted uint8 (24 K, H, W, 3)")
+        state = self.model.observe(episode.state, torch.from_numpy(seen)[None], torch.from_numpy(poses)[None])
+        observed = replace(episode, state=state, c2w=poses[-1].copy())
+        return self.resume(observed, *self.repeat_newest(observed))
+
     def imagine(
         self,
         actions: Any,
@@ -408,6 +433,7 @@ class SanaWMEnv(CameraEnv):
             return self.check_session(episode_of(options["state"], self.model))
         first_frames = self.model.config.first_frames  # loads the weights, which may fail: before all changes
         room, prompt = check_first_frame_options(options)
+        looks = options.get("look_around")
         if options.get("image") is not None:
             given = options["image"], self.image_size, options.get("intrinsics"), options.get("fov_deg")
             return FirstFrame.of_picture(*given, prompt, self.device)
@@ -416,19 +442,28 @@ class SanaWMEnv(CameraEnv):
                 f"got no image; the world {self.world!r} has no first frames of its own, "
                 "wanted reset(options={'image': array or path, 'intrinsics': (fx, fy, cx, cy)})"
             )
-        return Wish(room, prompt)
+        if looks is None:
+            looks = self.model.config.looks_around and room != "held-out"
+        return Wish(room, prompt, looks)
 
     def start(self, prepared: FirstFrame | Wish, seeds: Seeds) -> tuple[Frames, Array, WorldState]:
-        first = prepared
-        if isinstance(first, Wish):
-            first = FirstFrame.of_room(choose_room(seeds.room, first.room), self.image_size, first.prompt)
-        state = self.model.start(
+        if isinstance(prepared, FirstFrame):
+            return prepared.image, prepared.intrinsics_px, self._open(prepared, seeds)
+        room = choose_room(seeds.room, prepared.room)
+        first = FirstFrame.of_room(room, self.image_size, prepared.prompt)
+        state = self._open(first, seeds)
+        if prepared.look_around:
+            seen = see_all_around(room, first.intrinsics_px, self.image_size)
+            state = self.model.observe(state, *(torch.from_numpy(values)[None] for values in seen))
+        return first.image, first.intrinsics_px, state
+
+    def _open(self, first: FirstFrame, seeds: Seeds) -> WorldState:
+        return self.model.start(
             torch.from_numpy(first.image)[None],
             torch.from_numpy(first.intrinsics_px)[None],
             [first.prompt],
             [torch.Generator().manual_seed(seeds.noise)],
         )
-        return first.image, first.intrinsics_px, state
 
     def is_clear(self, prepared: FirstFrame | Wish, seeds: Seeds, c2w: Array) -> NDArray[np.bool_]:
         if isinstance(prepared, FirstFrame):

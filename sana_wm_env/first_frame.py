@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .camera import Array, check_intrinsics, intrinsics_from_fov
+from .numbers import to_flag
 from .observations import Frames
 from .pictures import MAX_PIXELS, read_image
 from .rooms import check_room_option, default_intrinsics
@@ -72,16 +73,24 @@ class FirstFrame(NamedTuple):
 
 def check_first_frame_options(options: dict[str, Any]) -> tuple[int | str | None, str | None]:
     """Returns the room and the prompt that a reset asks for. ValueError for a prompt that is no text, a room
-    beside a picture, intrinsics without a picture.
+    beside a picture, intrinsics without a picture, a look around in a picture.
     """
     room, prompt = check_room_option(options.get("room")), options.get("prompt")
     if prompt is not None and not isinstance(prompt, str):
         raise ValueError(
             f"got a prompt of type {type(prompt).__name__}; wanted a str that describes the scene"
         )
+    looks = options.get("look_around")
+    if looks is not None:
+        to_flag(looks, "look_around")
     if options.get("image") is not None:
         if room is not None:
             raise ValueError(f"got both an image and room={room!r}; wanted one of them")
+        if looks:
+            raise ValueError(
+                "got look_around beside an image, of which nothing else is known; wanted a room, or "
+                "env.unwrapped.observe(frames, c2w) after the reset with pictures of your own"
+            )
     elif options.get("intrinsics") is not None or options.get("fov_deg") is not None:
         raise ValueError(
             "got intrinsics without an image; they are those of the image that options['image'] gives"

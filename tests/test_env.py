@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -18,6 +19,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 import sana_wm_env
 from sana_wm_env.camera import check_poses, compose, relative_to_first, twist_path
 from sana_wm_env.model.storage.worlds import resolve_world
+from sana_wm_env.model.world import WorldModel
 
 FORWARD = np.array([0, 0, 0.5, 0, 0.5, 0], np.float32)
 STILL = np.zeros(6, np.float32)
@@ -403,3 +405,81 @@ def test_poses_of_a_whole_episode_are_one_path(imagined):
 
 def test_package_docs_name_what_exists():
     assert set(sana_wm_env.__all__) <= set(dir(sana_wm_env))
+
+
+# Looking around
+
+
+def test_a_look_around_is_remembered_and_changes_nothing_that_is_shown_at_first(imagined):
+    plain, _ = imagined.reset(seed=5)
+    looked, info = imagined.reset(seed=5, options={"look_around": True})
+    assert (plain == looked).all() and info["chunk_index"] == 0 and (info["c2w"] == np.eye(4)).all()
+    state = imagined.unwrapped.save_state()
+    assert state.observed.tolist() == [5] and state.chunk_index.tolist() == [0]
+    seen, *_, info = imagined.step(FORWARD)
+    assert info["chunk_index"] == 1
+    imagined.reset(seed=5, options={"look_around": False})
+    assert (imagined.step(FORWARD)[0] != seen).any()
+    imagined.unwrapped.restore_state(state)
+    assert np.abs(imagined.step(FORWARD)[0].astype(int) - seen).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("trained", "room", "observed"), [(True, 3, 5), (True, None, 5), (True, "held-out", 0), (False, 3, 0)]
+)
+def test_a_world_looks_around_by_itself_at_home_if_it_was_trained_to(imagined, trained, room, observed):
+    env = imagined.unwrapped
+    imagined.reset()
+    env.model = WorldModel(
+        replace(env.model.config, looks_around=trained),
+        env.model.transformer,
+        env.model.autoencoder,
+        env.model.text_encoder,
+    )
+    imagined.reset(seed=1, options={"room": room})
+    assert env.save_state().observed.tolist() == [observed]
+
+
+def test_slots_that_looked_around_step_beside_others_that_did_not():
+    vector = gym.make_vec("SanaWM-v0", num_envs=2)
+    options = {"per_slot": [{"room": 1, "look_around": True}, {"room": 1, "look_around": False}]}
+    vector.reset(seed=[3, 3], options=options)
+    frames = vector.step(np.stack([FORWARD] * 2))[0]
+    with gym.make("SanaWM-v0") as alone:
+        for row, given in enumerate(options["per_slot"]):
+            alone.reset(seed=3, options=given)
+            assert np.abs(alone.step(FORWARD)[0].astype(int) - frames[row]).max() <= 3
+    vector.close()
+
+
+def test_a_picture_cannot_be_looked_around_in(imagined):
+    picture = {"image": np.zeros((64, 64, 3), np.uint8), "fov_deg": 60, "look_around": True}
+    with pytest.raises(ValueError, match="got look_around beside an image"):
+        imagined.reset(options=picture)
+    with pytest.raises(ValueError, match=r"got look_around='yes'; wanted True or False"):
+        imagined.reset(options={"look_around": "yes"})
+
+
+def test_a_session_goes_on_with_what_a_camera_saw(imagined):
+    """The exact twin shows what a robot really met; the imagination takes it in and goes on from there."""
+    with gym.make("SanaWM-Rooms-v0") as exact:
+        exact.reset(seed=2)
+        imagined.reset(seed=2)
+        met, *_, info = exact.step(FORWARD)
+        shown, about = imagined.unwrapped.observe(met, info["c2w"])
+    assert (shown == met[-1]).all() and np.array_equal(about["c2w"][-1], info["c2w"][-1])
+    assert about["chunk_index"] == 0 and about["n_new_frames"] == 1
+    *_, about = imagined.step(STILL)
+    assert about["chunk_index"] == 1 and np.array_equal(about["c2w"][-1], info["c2w"][-1])
+    before = imagined.unwrapped.save_state()
+    for frames, c2w in (
+        (met[:20], info["c2w"][:20]),
+        (met, info["c2w"][:20]),
+        (met, 2 * info["c2w"]),
+        (met.astype(float), info["c2w"]),
+        (met[0, 0, 0, 0], info["c2w"]),
+        ("met.mp4", info["c2w"]),
+    ):
+        with pytest.raises(ValueError, match=r"got (poses|frames)|(poses|frames) are"):
+            imagined.unwrapped.observe(frames, c2w)
+    assert imagined.unwrapped.save_state().observed.tolist() == before.observed.tolist() == [1]

@@ -48,6 +48,8 @@ class ExportConfig:
         sigmas: noise levels of its streaming sampler, from 1 to 0.
         cached: chunks that its softmax blocks read back when streaming, the session's first among them; -1
             for all.
+        sinks: how many of them are the session's first.
+        looks_around: whether its sessions at home begin with a look all around, as it was trained on.
     """
 
     world: str = "rooms"
@@ -61,9 +63,11 @@ class ExportConfig:
     name: str = ""
     sigmas: tuple[float, ...] = STREAMING_SIGMAS
     cached: int = 2
+    sinks: int = 1
+    looks_around: bool = False
 
     def __post_init__(self) -> None:
-        check_settings(self, size="[8, 4096]", cached="[-1, inf)")
+        check_settings(self, size="[8, 4096]", cached="[-1, inf)", sinks="[1, inf)")
         check_sigmas(self.sigmas)
 
 
@@ -87,6 +91,7 @@ def assemble(config: ExportConfig) -> WorldModel:
         max_translation_m=translation,
         max_rotation_rad=rotation,
         first_frames=None if config.data else "rooms",
+        looks_around=config.looks_around,
         variants=VARIANTS if config.undistilled else ("streaming",),
         dtype="auto",
     )
@@ -106,7 +111,7 @@ def trained(config: ExportConfig, *stages: str) -> Transformer:
 
 
 def _transformer(config: ExportConfig) -> TransformerConfig:
-    return replace(preset(config.world), num_cached_blocks=config.cached)
+    return replace(preset(config.world), num_cached_blocks=config.cached, num_sink_blocks=config.sinks)
 
 
 def largest_motion(folder: Path) -> tuple[float, float]:
@@ -166,5 +171,7 @@ def export_stage(config: StreamingConfig) -> None:
             data=clips,
             sigmas=config.sigmas,
             cached=config.cached,
+            sinks=config.sinks,
+            looks_around=config.looks_around,
         )
     )

@@ -377,7 +377,14 @@ def _pack(config: LadderConfig, stage: str, size: tuple[int, int]) -> ExportConf
     pack = ExportConfig(config.world, config.runs, stage, size=size, data=config.data)
     if first := _first_world(config):
         like = load_config(resolve_world(first))
-        pack = replace(pack, sigmas=like.sigmas, cached=like.transformer.num_cached_blocks)
+        of = like.transformer
+        pack = replace(
+            pack,
+            sigmas=like.sigmas,
+            cached=of.num_cached_blocks,
+            sinks=of.num_sink_blocks,
+            looks_around=like.looks_around,
+        )
     return pack
 
 

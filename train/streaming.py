@@ -27,25 +27,33 @@ class StreamingConfig(FlowConfig):
     Attributes:
         sigmas: noise levels of the sampler, ending at 0.
         cached: chunks that softmax blocks read back, the session's first among them; -1 for all.
+        sinks: how many of them are the session's first.
         pack: write the result as a world folder, runs/WORLD/world.
     """
 
     frames: int = 7
     sigmas: tuple[float, ...] = STREAMING_SIGMAS
     cached: int = 2
+    sinks: int = 1
     pack: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_sigmas(self.sigmas)
-        check_settings(self, cached="[-1, inf)")
+        check_settings(self, cached="[-1, inf)", sinks="[1, inf)")
+
+    @property
+    def looks_around(self) -> bool:
+        """Whether the world looks around at home before a session begins."""
+        return False
 
 
 class StreamingStage(FlowStage):
     config: StreamingConfig
 
     def transformer(self) -> TransformerConfig:
-        return replace(super().transformer(), num_cached_blocks=self.config.cached)
+        config = self.config
+        return replace(super().transformer(), num_cached_blocks=config.cached, num_sink_blocks=config.sinks)
 
     def sample(self, model: Transformer, window: Window, noise: Tensor) -> Tensor:
         """Latents like `noise`, chunk by chunk on the model's own past, exactly as the environment samples

@@ -8,7 +8,7 @@ gradient of a chunk reaches what was committed long before.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import ClassVar
 
@@ -20,9 +20,10 @@ from sana_wm_env.model.network.execution import chunk_spans
 from sana_wm_env.model.sampler import with_image
 from sana_wm_env.model.state import TransformerState
 from sana_wm_env.model.tree import map_tensors, tensors_of
+from sana_wm_env.rooms.paths import LOOK_CHUNKS
 from sana_wm_env.settings import check_settings
 
-from .data.latents import Window
+from .data.latents import LatentClips, Window, encoded_rooms
 from .export import export_stage
 from .loop import LoopConfig, train
 from .processes import rank, start_processes
@@ -45,6 +46,10 @@ class TeacherForcingConfig(StreamingConfig):
         own_past: largest share of a clip's chunks that are committed as the network imagines them in one call
             on top of what it imagined before, so that it learns to live with its errors; each clip draws its
             share between 0 and this, large ones more often (scheduled sampling, Bengio et al. 2015).
+        tours: files of sessions that begin with a look all around, each 4 of 961 frames.
+        home_tours: files of such sessions at home.
+        toured: share of steps on long clips from those. What was looked at is committed as it is, never as
+            imagined; up to `lead` chunks of the walk go before the clip as well.
     """
 
     stage: ClassVar[str] = "teacher-forcing"
@@ -56,42 +61,67 @@ class TeacherForcingConfig(StreamingConfig):
     short: float = 0.5
     lead: int = 0
     own_past: float = 0.0
+    tours: int = 0
+    home_tours: int = 0
+    toured: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_settings(self, short_frames="[1, inf)", short="[0, 1]", lead="[0, inf)", own_past="[0, 1]")
+        check_settings(self, tours="[0, inf)", home_tours="[0, inf)", toured="[0, 1]")
+        if self.toured and not self.tours + self.home_tours:
+            raise ValueError(f"got toured={self.toured} without tours; wanted files of tours or home_tours")
+
+    @property
+    def looks_around(self) -> bool:
+        return self.toured > 0
 
 
 class TeacherForcingStage(StreamingStage):
     config: TeacherForcingConfig
 
+    def __init__(self, config: TeacherForcingConfig):
+        super().__init__(config)
+        if config.toured:
+            counts = {"tours": config.tours, "home-tours": config.home_tours}
+            device = config.loop.device
+            clips = encoded_rooms(config.runs / "data", counts, config.size, self.autoencoder, device)
+            opening = [
+                replace(clip, stills=clip.stills[:1]) for clip in clips
+            ]  # where the look around begins
+            self.tours = LatentClips(opening, config.size, config.text, device)
+
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Returns the distance of what is recovered from the truth, over all chunks; that of the first and of
         the last chunk to log.
         """
-        config, alike, lead = self.config, shared(generator), 0
-        frames = config.frames
-        if torch.rand((), generator=alike) < config.short:
+        config, alike, lead, seen = self.config, shared(generator), 0, 0
+        frames, clips = config.frames, self.clips
+        if torch.rand((), generator=alike) < config.toured:
+            clips, seen = self.tours, LOOK_CHUNKS
+            lead = seen + int(torch.randint(config.lead + 1, (), generator=alike))
+            frames += lead * self.network.config.chunk
+        elif torch.rand((), generator=alike) < config.short:
             frames = config.short_frames
             if not config.loop.compile:  # whose programs are for one size of batch
                 batch = max(1, batch * config.frames // frames)
         elif config.lead and torch.rand((), generator=alike) < 0.5:
             lead = int(torch.randint(1, config.lead + 1, (), generator=alike))
             frames += lead * self.network.config.chunk
-        window = self.clips.window(self.clips.draw(batch, frames, generator), frames)
-        errors = self.errors(window, generator, lead)  # (K, B)
+        window = clips.window(clips.draw(batch, frames, generator), frames)
+        errors = self.errors(window, generator, lead, seen)  # (K, B)
         ends = {"first": errors[0].mean().item(), f"chunk{len(errors) - 1}": errors[-1].mean().item()}
         return errors.mean(), ends
 
-    def errors(self, window: Window, generator: torch.Generator, lead: int = 0) -> Tensor:
+    def errors(self, window: Window, generator: torch.Generator, lead: int = 0, seen: int = 0) -> Tensor:
         """Distances (K, B) of the chunks of a window after the first `lead` from the truth, each recovered on
-        top of what is committed before it.
+        top of what is committed before it. Of the first `seen` chunks that is the truth.
         """
         chunks, text = self.chunks(window), self.network.text_context(window.text, window.text_mask)
         past, before = [truth for truth, _ in chunks[:-1]], None
         if self.config.own_past or lead:
             share = torch.rand(len(window.text), generator=generator, device=generator.device).sqrt()
-            past, before = self.imagine(chunks, text, self.config.own_past * share, generator, lead)
+            past, before = self.imagine(chunks, text, self.config.own_past * share, generator, lead, seen)
         past, chunks = past[lead:], chunks[lead:]
         recovered = self.recover_all(chunks, text, self.states(past, chunks, text, before), generator)
         given = [0 if lead else 1] + [0] * (len(chunks) - 1)  # the first frame of a session is
@@ -166,17 +196,21 @@ class TeacherForcingStage(StreamingStage):
         share: Tensor,
         generator: torch.Generator,
         lead: int = 0,
+        seen: int = 0,
     ) -> tuple[list[Tensor], TransformerState | None]:
         """What is committed: for a share (B,) of the chunks of each clip what the network makes of pure noise
-        on top of what was committed before, the truth for the others. All but the last chunk; and the state
-        after the first `lead` chunks.
+        on top of what was committed before, the truth for the others, the first `seen` among them. All but
+        the last chunk; and the state after the first `lead` chunks.
         """
         state, before, past = None, None, []
         for truth, cameras in chunks[:-1]:
-            image = truth[:, :, :1] if state is None else None
-            own = self.recover(truth, text, cameras, state, image, generator, self.config.sigmas[:1])
-            is_own = torch.rand(len(truth), generator=generator, device=generator.device) < share
-            past.append(torch.where(is_own[:, None, None, None, None], with_image(own, image), truth))
+            if len(past) < seen:
+                past.append(truth)
+            else:
+                image = truth[:, :, :1] if state is None else None
+                own = self.recover(truth, text, cameras, state, image, generator, self.config.sigmas[:1])
+                is_own = torch.rand(len(truth), generator=generator, device=generator.device) < share
+                past.append(torch.where(is_own[:, None, None, None, None], with_image(own, image), truth))
             state = self.network.commit(past[-1], text, cameras, state)
             if len(past) == lead:
                 before = self.opened(state)

@@ -214,7 +214,7 @@ class SoftmaxAttention(SelfAttention):
         self.scale = config.head_dim**-0.5
         self.streaming_scale = config.attention_scale
         self.clamp = config.cam_rms_clamp != "none"
-        self.window = (config.sink, config.num_cached_blocks)
+        self.window = (config.sinks, config.num_cached_blocks)
 
     def forward(
         self, u: Tensor, cameras: CameraContext, execution: Execution, past: WindowState | None
@@ -263,16 +263,16 @@ class SoftmaxAttention(SelfAttention):
 
 
 def keep_window(
-    entries: tuple[WindowEntry, ...], newest: WindowEntry, sink: bool, count: int
+    entries: tuple[WindowEntry, ...], newest: WindowEntry, sinks: int, count: int
 ) -> tuple[WindowEntry, ...]:
-    """The entries that the next chunk reads: all if count is -1, else `count`, the session's first among them
-    if `sink`.
+    """The entries that the next chunk reads: all if count is -1, else `count`, the session's first `sinks`
+    among them.
     """
     entries = (*entries, newest)
     if count == -1 or len(entries) <= count:
         return entries
-    recent = count - 1 if sink and count else count
-    return entries[: count - recent] + entries[len(entries) - recent :]
+    first = min(sinks, count)
+    return entries[:first] + entries[len(entries) - (count - first) :]
 
 
 class CrossAttention(nn.Module):

@@ -12,8 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sana_wm_env.model.protocol import World
+from sana_wm_env.model.state import WorldState
+
 from ..rooms import HELD_OUT, HOME
-from ..rooms.paths import sample_starts, sample_twists, twist_paths
+from ..rooms.paths import LOOK_FRAMES, look_around, sample_starts, sample_twists, twist_paths
+from ..rooms.render import render
 from ..rooms.scene import Scenes, sample_scenes
 
 Rooms = Literal["home", "held-out"]
@@ -30,12 +34,14 @@ class Episodes:
         path: (N, 1 + 24K, 4, 4) camera-to-world in each room's frame.
         drives: "world", "shuffled" (the next episode's) and "reversed" (each motion inverted), or those of
             interest: the poses that the model is given, (N, K, 24, 4, 4) relative to the first frame.
+        home: whether these are home rooms.
     """
 
     seeds: list[int]
     scenes: Scenes
     path: Tensor
     drives: dict[str, Tensor]
+    home: bool = False
 
     def __getitem__(self, index: slice) -> Episodes:
         return Episodes(
@@ -43,6 +49,7 @@ class Episodes:
             self.scenes[index],
             self.path[index],
             {name: drive[index] for name, drive in self.drives.items()},
+            self.home,
         )
 
 
@@ -79,7 +86,31 @@ def draw_episodes(
     origin = torch.eye(4, dtype=torch.float64, device=starts.device).expand(count, 4, 4)
     driven = {"world": twists, "shuffled": twists.roll(-1, 0), "reversed": -twists}
     drives = {name: twist_paths(origin, t)[:, 1:].unflatten(1, (chunks, -1)) for name, t in driven.items()}
-    return Episodes(seeds, scenes, twist_paths(starts, twists), drives)
+    return Episodes(seeds, scenes, twist_paths(starts, twists), drives, rooms == "home")
+
+
+def open_sessions(
+    world: World, episodes: Episodes, starts: Tensor, pictures: Tensor, intrinsics: Tensor
+) -> WorldState:
+    """Opens a session per episode as an environment does: a world that looks around at home has done so.
+
+    Args:
+        world: what will imagine.
+        episodes: B of them, of which this takes rooms, captions and the seeds of the noise.
+        starts: (B, 4, 4) where the cameras stand, in each room's frame.
+        pictures: uint8 (B, H, W, 3) what they see there.
+        intrinsics: (4,) in pixels of those.
+    """
+    scenes, intrinsics = episodes.scenes, intrinsics.expand(len(pictures), 4)
+    generators = [torch.Generator().manual_seed(seed) for seed in episodes.seeds]
+    state = world.start(pictures, intrinsics, scenes.captions, generators)
+    if not episodes.home or not world.config.looks_around:
+        return state
+    path = look_around(starts)
+    frames = render(scenes, path[:, ::LOOK_FRAMES], intrinsics, world.config.image_size).rgb
+    return world.observe(
+        state, frames.repeat_interleave(LOOK_FRAMES, 1), torch.linalg.inv(starts.double())[:, None] @ path
+    )
 
 
 def check_rooms(rooms: tuple[Rooms, ...]) -> None:

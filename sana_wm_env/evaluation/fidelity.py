@@ -37,7 +37,15 @@ from ..rooms.paths import CHUNK_FRAMES
 from ..rooms.render import Render, render
 from ..settings import check_settings
 from . import metrics, report
-from .episodes import Episodes, Rooms, check_rooms, draw_episodes, label_rooms, spread_evenly
+from .episodes import (
+    Episodes,
+    Rooms,
+    check_rooms,
+    draw_episodes,
+    label_rooms,
+    open_sessions,
+    spread_evenly,
+)
 from .revisit import sharpness as sharpness_of
 
 FIGURES = ("psnr_db", "ssim", "psnr_visible_db", "ssim_visible", "histogram_overlap")
@@ -121,12 +129,12 @@ def imagine(world: WorldModel, batch: Episodes) -> Iterator[tuple[dict[str, Tens
         chunk; bool (B, F, H, W) visible in the first frame; whether all carried states are finite.
     """
     size = world.config.image_size
-    intrinsics = torch.tensor(default_intrinsics(size)).expand(len(batch.seeds), 4)
+    lens = torch.tensor(default_intrinsics(size))
+    intrinsics = lens.expand(len(batch.seeds), 4)
     truth = render(batch.scenes, batch.path, intrinsics, size)
     rebuilt = reconstruct(world, truth.rgb)
     first = truth.rgb[:, 0]
-    generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
-    state = world.start(first, intrinsics, batch.scenes.captions, generators)
+    state = open_sessions(world, batch, batch.path[:, 0], first, lens)
     played = {name: world.play(state, drive.flatten(1, 2)) for name, drive in batch.drives.items()}
     for k in range(batch.drives["world"].shape[1]):
         now = slice(1 + CHUNK_FRAMES * k, 1 + CHUNK_FRAMES * (k + 1))

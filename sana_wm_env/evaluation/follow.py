@@ -42,7 +42,15 @@ from ..rooms.paths import CHUNK_FRAMES
 from ..rooms.render import render
 from ..settings import check_settings
 from . import metrics, report
-from .episodes import Episodes, Rooms, check_rooms, draw_episodes, label_rooms, spread_evenly
+from .episodes import (
+    Episodes,
+    Rooms,
+    check_rooms,
+    draw_episodes,
+    label_rooms,
+    open_sessions,
+    spread_evenly,
+)
 from .fidelity import SHEET_CHUNKS, SHEET_ROWS
 from .poses import ALIGNMENTS, FIGURES, Alignment, compare_paths
 from .tracking import GAP, track
@@ -139,10 +147,11 @@ def watch(
     tiles: list[list[np.ndarray]] = []
     for start in range(0, len(episodes.seeds), batch):
         part = episodes[start : start + batch]
-        intrinsics = torch.tensor(default_intrinsics(size)).expand(len(part.seeds), 4)
+        lens = torch.tensor(default_intrinsics(size))
+        intrinsics = lens.expand(len(part.seeds), 4)
         videos = {"truth": render(part.scenes, part.path[:, ::GAP], intrinsics, size).rgb}
-        generators = [torch.Generator().manual_seed(seed) for seed in part.seeds]
-        state = world.start(videos["truth"][:, 0], intrinsics, part.scenes.captions, generators)
+        first = videos["truth"][:, 0]
+        state = open_sessions(world, part, part.path[:, 0], first, lens)
         imagined = [videos["truth"][:, :1]]
         for chunk in world.play(state, part.drives["world"].flatten(1, 2)):
             imagined.append(chunk.frames[:, GAP - 1 :: GAP])

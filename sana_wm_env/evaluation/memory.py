@@ -33,7 +33,7 @@ from ..rooms.paths import CHUNK_FRAMES, MAX_ROTATION_RAD, twist_paths
 from ..rooms.render import render
 from ..settings import check_settings
 from . import metrics, report
-from .episodes import Episodes, Rooms, check_rooms, draw_episodes, label_rooms
+from .episodes import Episodes, Rooms, check_rooms, draw_episodes, label_rooms, open_sessions
 
 CONDITIONS = ("returned", "stayed", "new")
 YAW = 4
@@ -108,8 +108,7 @@ def remember(
         ends = part[:, ::CHUNK_FRAMES]
         pictures = render(scenes, ends, intrinsics.expand(len(part), 4), size).rgb
         relative = (torch.linalg.inv(part[:, :1]) @ part)[:, 1:]
-        generators = [torch.Generator().manual_seed(seed) for seed in episodes.seeds[rows]]
-        state = world.start(pictures[:, 0], intrinsics.expand(len(part), 4), scenes.captions, generators)
+        state = open_sessions(world, episodes[rows], part[:, 0], pictures[:, 0], intrinsics)
         frames, seen = pictures[:, :1], [pictures[:, 0]]
         for chunk in world.play(state, relative):
             frames = chunk.frames

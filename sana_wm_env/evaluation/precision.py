@@ -42,7 +42,7 @@ from ..rooms.paths import CHUNK_FRAMES
 from ..rooms.render import render
 from ..settings import check_settings
 from . import metrics, report
-from .episodes import Episodes, Rooms, draw_episodes
+from .episodes import Episodes, Rooms, draw_episodes, open_sessions
 from .poses import compare_paths
 from .revisit import revisit_consistency, revisit_pairs, sharpness
 from .tracking import GAP, track
@@ -143,10 +143,9 @@ def imagine(world: WorldModel, episodes: Episodes, batch: int, bar: Progress) ->
     size, videos = world.config.image_size, []
     for start in range(0, len(episodes.seeds), batch):
         part = episodes[start : start + batch]
-        lens = torch.tensor(default_intrinsics(size)).expand(len(part.seeds), 4)
-        first = render(part.scenes, part.path[:, :1], lens, size).rgb
-        generators = [torch.Generator().manual_seed(seed) for seed in part.seeds]
-        state = world.start(first[:, 0], lens, part.scenes.captions, generators)
+        lens = torch.tensor(default_intrinsics(size))
+        first = render(part.scenes, part.path[:, :1], lens.expand(len(part.seeds), 4), size).rgb
+        state = open_sessions(world, part, part.path[:, 0], first[:, 0], lens)
         frames = [first]
         for drive in part.drives["world"].unbind(1):
             shown, state = world.step(state, drive)

@@ -46,7 +46,7 @@ class RemoteEnv(CameraEnv):
         PermissionError, ConnectionError: the server lets nobody in, or does not answer.
     """
 
-    reset_options = ("room", "image", "intrinsics", "fov_deg", "prompt", "state")
+    reset_options = ("room", "image", "intrinsics", "fov_deg", "prompt", "look_around", "state")
 
     def __init__(
         self,
@@ -200,7 +200,12 @@ def to_call(options: dict[str, Any], size: tuple[int, int]) -> wire.Prepare:
     width), here. ValueError for what cannot be one.
     """
     room, prompt = check_first_frame_options(options)
-    call = wire.Prepare(room=room if isinstance(room, str | None) else int(room), prompt=prompt)
+    looks = options.get("look_around")
+    call = wire.Prepare(
+        room=room if isinstance(room, str | None) else int(room),
+        prompt=prompt,
+        look_around=None if looks is None else bool(looks),
+    )
     image, intrinsics, fov_deg = (options.get(name) for name in ("image", "intrinsics", "fov_deg"))
     if image is None:
         return call

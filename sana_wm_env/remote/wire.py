@@ -46,6 +46,7 @@ class Prepare(Struct, tag=True, forbid_unknown_fields=True):
     image: Array | None = None
     intrinsics: Array | str | None = None
     prompt: str | None = None
+    look_around: bool | None = None
 
 
 class Start(Struct, tag=True, forbid_unknown_fields=True):

@@ -122,7 +122,7 @@ class RoomsEnv(CameraEnv):
 
     reset_options = ("room", "scene_seed", "state", "intrinsics")
     refused_options = dict.fromkeys(
-        ("image", "prompt"), "this environment renders rooms and imagines nothing"
+        ("image", "prompt", "look_around"), "this environment renders rooms and imagines nothing"
     )
 
     def __init__(

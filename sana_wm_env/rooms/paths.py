@@ -28,6 +28,8 @@ FAMILIES = {
     "free": 0.14,
 }
 MAX_PITCH_RAD = 0.5
+LOOKS, LOOK_FRAMES = 12, 8
+LOOK_CHUNKS = LOOKS * LOOK_FRAMES // CHUNK_FRAMES + 1
 
 
 def clear(scenes: Scenes, positions: Tensor, margin_m: float = CLEARANCE_M) -> Tensor:
@@ -143,6 +145,27 @@ def retrace(twists: Tensor, seeds: list[int]) -> Tensor:
     turns = [_there_and_back(np.random.default_rng([seed, 4]), twists.shape[1]) for seed in seeds]
     order, sign = torch.from_numpy(np.stack(turns)).to(twists.device).unbind(1)  # (B, K) each
     return twists.gather(1, order[..., None].expand(-1, -1, 6)) * sign[..., None]
+
+
+def look_around(starts: Tensor) -> Tensor:
+    """A dozen looks all around, on the spot: the camera turns right by a twelfth, about the vertical, and
+    stands for `LOOK_FRAMES`, one latent frame. The last look is the first frame's again; there it rests for a
+    chunk.
+
+    Args:
+        starts: (B, 4, 4) camera-to-world.
+
+    Returns:
+        (B, 24 * `LOOK_CHUNKS`, 4, 4) camera-to-world in float64. It jumps as no action may: what is seen that
+        way is looked at, not imagined.
+    """
+    angle = 2 * torch.pi / LOOKS * torch.arange(1, LOOKS + 1, device=starts.device, dtype=torch.float64)
+    sin, cos, zero, one = angle.sin(), angle.cos(), torch.zeros_like(angle), torch.ones_like(angle)
+    turn = torch.stack([cos, zero, sin, zero, one, zero, -sin, zero, cos], -1).view(-1, 3, 3)  # to the right
+    looks = starts.double()[:, None].repeat(1, LOOKS, 1, 1)
+    looks[..., :3, :3] = turn @ looks[..., :3, :3]
+    rest = starts.double()[:, None].expand(-1, CHUNK_FRAMES, -1, -1)
+    return torch.cat([looks.repeat_interleave(LOOK_FRAMES, 1), rest], 1)
 
 
 def _there_and_back(rng: np.random.Generator, chunks: int) -> np.ndarray:

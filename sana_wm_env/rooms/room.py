@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..camera import Array
 from . import HELD_OUT, HOME
-from .paths import clear, sample_starts
+from .paths import LOOK_FRAMES, clear, look_around, sample_starts
 from .render import render
 from .scene import Scenes, sample_scenes
 
@@ -82,6 +82,15 @@ def look(room: Room, c2w: Array, intrinsics_px: Array, size: tuple[int, int]) ->
     poses = torch.from_numpy(room.start @ c2w)[None]
     intrinsics = torch.as_tensor(intrinsics_px, dtype=torch.float32, device="cpu")
     return render(room.scenes, poses.to(room.scenes.device), intrinsics, size).rgb[0].cpu().numpy()
+
+
+def see_all_around(room: Room, intrinsics_px: Array, size: tuple[int, int]) -> tuple[Frames, Array]:
+    """The frames of `paths.look_around`, uint8 (F, H, W, 3), and their poses (F, 4, 4) relative to the first
+    camera.
+    """
+    start = torch.from_numpy(room.start)
+    c2w = (torch.linalg.inv(start) @ look_around(start[None])[0]).numpy()
+    return look(room, c2w[::LOOK_FRAMES], intrinsics_px, size).repeat(LOOK_FRAMES, 0), c2w
 
 
 def stop_at_walls(room: Room, before: Array, c2w: Array) -> Array:

@@ -22,6 +22,8 @@ KINDS = {
     "home-sessions": data.ClipFileKind(2, 8, 2**30, home=True),
     "returns": data.ClipFileKind(2, 8, 2**30 + 2**29, retraced=True),
     "home-returns": data.ClipFileKind(2, 8, 2**30 + 2**29, home=True, retraced=True),
+    "tours": data.ClipFileKind(2, 8, 2**30 + 2**29 + 2**28, toured=True),
+    "home-tours": data.ClipFileKind(2, 8, 2**30 + 2**29 + 2**28, home=True, toured=True),
 }
 CODER = AutoencoderConfig(fine=16, coarse=32, encoder_blocks=1, decoder_blocks=1)
 

@@ -91,6 +91,20 @@ def test_the_window_is_the_first_chunk_and_the_previous_one(network):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("sinks", "kept"), [(2, [0, 1, 4]), (3, [0, 1, 2]), (5, [0, 1, 2])])
+def test_a_window_keeps_as_many_of_the_first_chunks_as_it_is_told(sinks, kept):
+    _, states = stream(tiny_network(num_cached_blocks=3, num_sink_blocks=sinks), clip(16))
+    windows = [state.blocks[3].attention.entries for state in states]
+    assert [len(window) for window in windows] == [1, 2, 3, 3, 3]
+    newest = {index: window[-1] for index, window in enumerate(windows[:3])}
+    for place, index in enumerate(kept):
+        if index in newest:
+            assert windows[4][place] is newest[index]
+        else:
+            assert all(windows[4][place] is not entry for entry in windows[3])
+
+
+@torch.no_grad()
 def test_a_state_is_as_large_after_200_chunks_as_after_two():
     network = tiny_network(torch.float32, depth=4, width=16, heads=1)
     given = clip(7, dtype=torch.float32)

@@ -1,5 +1,6 @@
 """Session states: rows, branches, files, and the origin of time; with a tiny untrained world."""
 
+import json
 from dataclasses import asdict, replace
 
 import pytest
@@ -170,18 +171,23 @@ def test_files_that_are_no_state_of_this_version_are_refused(world, tmp_path):
     save_file({"weight": torch.zeros(3)}, path)
     with pytest.raises(ValueError, match=r"format None; wanted 'sana-wm-state'"):
         WorldState.load(path)
-    for version in ("0", "3"):
+    for version in ("0", "4"):
         save_file(tensors, path, header | {"version": version})
-        with pytest.raises(ValueError, match=f"in version {version} of the state format; .* reads 1 and 2"):
+        with pytest.raises(ValueError, match=f"in version {version} of the state format; .* reads 1, 2, 3"):
             WorldState.load(path)
-    save_file(tensors, path, {name: header[name] for name in header if name != "sha256"} | {"version": "1"})
-    assert torch.equal(WorldState.load(path).c2w, state.c2w)  # the version before has no checksum
+    old = json.loads(header["structure"])  # the first version has no checksum, and nothing was observed
+    del old["WorldState"]["observed"]
+    before = {name: value for name, value in tensors.items() if name != ".observed"}
+    about = {name: header[name] for name in header if name != "sha256"}
+    save_file(before, path, about | {"version": "1", "structure": json.dumps(old)})
+    loaded = WorldState.load(path)
+    assert torch.equal(loaded.c2w, state.c2w) and loaded.observed.tolist() == [0]
     changed = tensors | {".c2w": tensors[".c2w"] + 0}
     changed[".c2w"][0, 0, 3] += 1
     save_file(changed, path, header)
     with pytest.raises(ValueError, match=r"was changed after it was saved"):
         WorldState.load(path)
-    header["version"] = "1"  # for what a checksum does not notice
+    header |= {"version": "1", "structure": json.dumps(old)}  # for what a checksum does not notice
     del tensors[".c2w"]
     save_file(tensors, path, header)
     with pytest.raises(ValueError, match=r"do not fit .*\.c2w"):

@@ -31,6 +31,20 @@ def test_twists_fit_the_action_box_and_move():
     assert (twists == 0).all(-1).any(), "some chunks stand still"
 
 
+def test_a_look_around_turns_once_on_the_spot_and_ends_where_it_began():
+    _, starts, _ = sample(1)
+    path = paths.look_around(starts)
+    assert path.shape == (48, 24 * paths.LOOK_CHUNKS, 4, 4)
+    looks = path.unflatten(1, (-1, paths.LOOK_FRAMES))
+    assert (looks == looks[:, :, :1]).all(), "each look rests for a latent frame"
+    looks, rest = looks[:, : paths.LOOKS, 0], looks[:, paths.LOOKS :, 0]
+    assert rest.shape[1] == 3 and (rest == starts[:, None]).all(), "and the last one for a chunk"
+    assert torch.allclose(looks[:, -1], starts, atol=1e-12)
+    assert (looks[..., :3, 3] == starts[:, None, :3, 3]).all()
+    assert torch.allclose(looks[..., 1, :3], starts[:, None, 1, :3], atol=1e-12), "as level as it was"
+    assert (starts[:, 2, 2] * looks[:, 0, 0, 2] > starts[:, 0, 2] * looks[:, 0, 2, 2]).all(), "to the right"
+
+
 def test_path_of_a_twist_is_its_exponential():
     twist = torch.tensor([[[0.0, 0.0, 0.5, 0.0, 0.3, 0.0]]])
     c2w = paths.twist_paths(torch.eye(4)[None], twist)[0]

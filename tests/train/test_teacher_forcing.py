@@ -145,6 +145,40 @@ def test_a_clip_goes_on_from_what_went_before_it(stage):
     assert stage.errors(window, generator(), lead=2).shape == (2, 2)
 
 
+@torch.no_grad()
+def test_what_was_looked_at_is_committed_as_it_is(stage):
+    window = window_of(stage)
+    chunks, text = stage.chunks(window), stage.network.text_context(window.text, window.text_mask)
+    past, _ = stage.imagine(chunks, text, torch.ones(2), generator(), lead=2, seen=2)
+    assert [torch.equal(made, truth) for made, (truth, _) in zip(past, chunks, strict=False)] == [
+        True,
+        True,
+        False,
+    ]
+
+
+def test_tours_begin_with_a_look_around_and_their_clips_after_it(config, monkeypatch):
+    config = replace(
+        config, tours=1, home_tours=1, toured=1.0, own_past=1.0, lead=1, cached=6, sinks=4, frames=10
+    )
+    stage, asked = stage_of(config), []
+    clip = stage.tours.window(stage.tours.draw(4, 13, generator(), text_drop=0.0), 13)
+    still = (clip.plucker[:, :6] - clip.plucker[:, 42:]).abs().amax((0, 1, 3, 4))  # first and last raw frame
+    assert still[1:].max() < 1e-6, "every look rests for a latent frame"
+    errors = stage.errors
+    monkeypatch.setattr(stage, "errors", lambda *given: asked.append(given) or errors(*given))
+    for seed in range(4):
+        loss, _ = stage.loss(2, torch.Generator().manual_seed(4096 * seed))
+        assert loss.isfinite()
+    assert {lead for _, _, lead, _ in asked} == {5, 6} and {seen for *_, seen in asked} == {5}
+    assert {window.latents.shape[2] for window, *_ in asked} == {7 + 15, 7 + 18}
+
+
+def test_a_share_of_tours_wants_tours(config):
+    with pytest.raises(ValueError, match=r"got toured=0.5 without tours; wanted files of tours"):
+        replace(config, toured=0.5)
+
+
 def test_no_gradient_reaches_the_lead(stage):
     window = window_of(stage)
     window = replace(window, latents=window.latents.clone().requires_grad_())

@@ -1,10 +1,11 @@
 """Training clips of rooms, rendered on the training device and kept in clip files.
 
 There are clips of 97 frames, from which everything is learned; sessions of 961 frames (a minute), on which
-the streaming model learns to go on; and returns, sessions that keep going back on their steps, where it
-learns to remember. All of them in rooms without end, each seen once, and at home, in the same 48 rooms again
-and again from everywhere in them. A clip file is a function of its kind and index alone, so a
-data folder can be thrown away, extended or made on another machine without changing what is trained on.
+the streaming model learns to go on; returns, sessions that keep going back on their steps, where it learns to
+remember; and tours, sessions that look all around before they go, where it learns to know a place. All of
+them in rooms without end, each seen once, and at home, in the same 48 rooms again and again from everywhere
+in them. A clip file is a function of its kind and index alone, so a data folder can be thrown away, extended
+or made on another machine without changing what is trained on.
 """
 
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ class ClipFileKind:
     first_seed on.
 
     A clip's seed draws its walk; and its room, unless it is at home, where the rooms take turns. `retraced`
-    walks are those of `retrace`.
+    walks are those of `retrace`; `toured` ones begin with `look_around`.
     """
 
     count: int
@@ -39,6 +40,7 @@ class ClipFileKind:
     first_seed: int
     home: bool = False
     retraced: bool = False
+    toured: bool = False
 
 
 KINDS = {
@@ -48,6 +50,8 @@ KINDS = {
     "home-sessions": ClipFileKind(4, 40, 2**30, home=True),
     "returns": ClipFileKind(4, 40, 2**30 + 2**29, retraced=True),
     "home-returns": ClipFileKind(4, 40, 2**30 + 2**29, home=True, retraced=True),
+    "tours": ClipFileKind(4, 40, 2**30 + 2**29 + 2**28, toured=True),
+    "home-tours": ClipFileKind(4, 40, 2**30 + 2**29 + 2**28, home=True, toured=True),
 }
 
 
@@ -70,16 +74,24 @@ def render_clips(
     chunks: int = 4,
     rooms: list[int] | None = None,
     retraced: bool = False,
+    toured: bool = False,
 ) -> Clips:
     """Renders one clip of 1 + 24 * chunks frames per seed; the focal length varies by a tenth around the
     default.
 
     rooms: seed of the room of each clip, the clip's own if not given. retraced: the walks of `paths.retrace`.
+    toured: they begin with `paths.look_around`.
     """
     scenes = sample_scenes(seeds if rooms is None else rooms, device)
     starts = paths.sample_starts(scenes, seeds)
     twists = paths.sample_twists(scenes, starts, seeds, chunks)
-    c2w = paths.twist_paths(starts, paths.retrace(twists, seeds) if retraced else twists)
+    if retraced:
+        twists = paths.retrace(twists, seeds)
+    if toured:
+        twists = twists[:, : chunks - paths.LOOK_CHUNKS]
+    c2w = paths.twist_paths(starts, twists)
+    if toured:
+        c2w = torch.cat([c2w[:, :1], paths.look_around(starts), c2w[:, 1:]], 1)
     focal = torch.tensor(
         [FOCAL * size[1] * np.random.default_rng([seed, 3]).uniform(0.9, 1.1) for seed in seeds]
     )
@@ -97,7 +109,7 @@ def render_clip_file(
     """Renders the clips of one file. ValueError where it would use held-out rooms."""
     file = KINDS[kind]
     return render_clips(
-        seeds_of(kind, index), size, device, file.chunks, rooms_of(kind, index), file.retraced
+        seeds_of(kind, index), size, device, file.chunks, rooms_of(kind, index), file.retraced, file.toured
     )
 
 
