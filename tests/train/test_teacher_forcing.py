@@ -159,10 +159,10 @@ def test_what_was_looked_at_is_committed_as_it_is(stage):
 
 def test_tours_begin_with_a_look_around_and_their_clips_after_it(config, monkeypatch):
     config = replace(
-        config, tours=1, home_tours=1, toured=1.0, own_past=1.0, lead=1, cached=6, sinks=4, frames=10
+        config, tours=1, home_tours=1, toured=1.0, own_past=1.0, lead=1, cached=6, sinks=5, frames=7
     )
     stage, asked = stage_of(config), []
-    clip = stage.tours.window(stage.tours.draw(4, 13, generator(), text_drop=0.0), 13)
+    clip = stage.tours.window(stage.tours.draw(4, 16, generator(), text_drop=0.0), 16)
     still = (clip.plucker[:, :6] - clip.plucker[:, 42:]).abs().amax((0, 1, 3, 4))  # first and last raw frame
     assert still[1:].max() < 1e-6, "every look rests for a latent frame"
     errors = stage.errors
