@@ -97,7 +97,7 @@ class TeacherForcingStage(StreamingStage):
         """
         config, alike, lead, seen = self.config, shared(generator), 0, 0
         frames, clips = config.frames, self.clips
-        if torch.rand((), generator=alike) < config.toured:
+        if config.toured and torch.rand((), generator=alike) < config.toured:
             clips, seen = self.tours, LOOK_CHUNKS
             lead = seen + int(torch.randint(config.lead + 1, (), generator=alike))
             frames += lead * self.network.config.chunk
