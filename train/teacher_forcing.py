@@ -48,7 +48,7 @@ class TeacherForcingConfig(StreamingConfig):
             share between 0 and this, large ones more often (scheduled sampling, Bengio et al. 2015).
         tours: files of sessions that begin with a look all around, each 4 of 961 frames.
         home_tours: files of such sessions at home.
-        toured: share of steps on long clips from those. What was looked at is committed as it is, never as
+        toured: share of steps on long clips from those, `short` being of the others. What was looked at is committed as it is, never as
             imagined; up to `lead` chunks of the walk go before the clip as well.
     """
 
@@ -86,10 +86,9 @@ class TeacherForcingStage(StreamingStage):
             counts = {"tours": config.tours, "home-tours": config.home_tours}
             device = config.loop.device
             clips = encoded_rooms(config.runs / "data", counts, config.size, self.autoencoder, device)
-            opening = [
-                replace(clip, stills=clip.stills[:1]) for clip in clips
-            ]  # where the look around begins
-            self.tours = LatentClips(opening, config.size, config.text, device)
+            # a session opens where its look around begins, and nowhere else
+            clips = [replace(clip, stills=clip.stills[:1]) for clip in clips]
+            self.tours = LatentClips(clips, config.size, config.text, device)
 
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Returns the distance of what is recovered from the truth, over all chunks; that of the first and of
