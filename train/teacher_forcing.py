@@ -48,8 +48,8 @@ class TeacherForcingConfig(StreamingConfig):
             share between 0 and this, large ones more often (scheduled sampling, Bengio et al. 2015).
         tours: files of sessions that begin with a look all around, each 4 of 961 frames.
         home_tours: files of such sessions at home.
-        toured: share of steps on long clips from those, `short` being of the others. What was looked at is committed as it is, never as
-            imagined; up to `lead` chunks of the walk go before the clip as well.
+        toured: share of steps on long clips from those, `short` being of the others. What was looked at is
+            committed as it is, never as imagined; up to `lead` chunks of the walk go before the clip as well.
     """
 
     stage: ClassVar[str] = "teacher-forcing"
