@@ -109,7 +109,7 @@ def run(config: CampaignConfig) -> None:
         raise ValueError(f"got --device {stage.loop.device}; torch {torch.__version__} sees no CUDA card")
     for one in (stage, _small(stage)):
         _take_autoencoder(one)
-    TeacherForcingStage(_small(stage))  # renders its one file, before others want it
+    TeacherForcingStage(_small(stage))  # renders its files, before others want them
     encoders = [_start("--share", number) for number in range(config.encoders)]
     programs = list_programs(stage)
     makers = [_start("--program", number) for number in range(len(programs))]
@@ -154,9 +154,10 @@ def _say(began: float, what: str) -> None:
 
 
 def _small(stage: TeacherForcingConfig) -> TeacherForcingConfig:
-    """The stage on one clip file, in a folder of its own."""
-    counts = dict.fromkeys(("shards", "home_shards", "sessions", "returns", "home_returns"), 0)
-    return replace(stage, runs=stage.runs / "programs", home_sessions=1, **counts)
+    """The stage on one clip file of a kind, in a folder of its own."""
+    counts = dict.fromkeys(("shards", "home_shards", "sessions", "returns", "home_returns", "tours"), 0)
+    tours = min(1, stage.tours + stage.home_tours)
+    return replace(stage, runs=stage.runs / "programs", home_sessions=1, home_tours=tours, **counts)
 
 
 def _take_autoencoder(stage: TeacherForcingConfig) -> None:
@@ -179,7 +180,7 @@ def encode_share(config: CampaignConfig) -> None:
     """Renders and encodes every n-th clip file of each kind."""
     stage, device = config.stage, config.stage.loop.device
     coder = load_trained(stage.runs / stage.world / "autoencoder", device)
-    for kind, count in stage.clip_files.items():
+    for kind, count in (stage.clip_files | stage.tour_files).items():
         share = (config.share, config.encoders)
         encode_clip_files(stage.runs / "data", kind, count, stage.size, coder, device, share)
 

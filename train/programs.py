@@ -35,7 +35,7 @@ MOST_OFF, MOST_OFF_PLAIN = 3.0, 0.3
 def list_programs(config: TeacherForcingConfig) -> list[Program]:
     """All that a stage calls: those of softmax blocks differ by the chunks in their window."""
     chunk = preset(config.world).chunk
-    longest = config.lead + len(chunk_spans(config.frames, chunk)) - 1
+    longest = config.longest_lead + len(chunk_spans(config.frames, chunk)) - 1
     window = longest if config.cached < 0 else min(config.cached, longest)
     forms = [("GatedDeltaAttention", chunk + 1, 0), ("SoftmaxAttention", chunk + 1, 0)]
     if longest:

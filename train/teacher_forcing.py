@@ -76,6 +76,16 @@ class TeacherForcingConfig(StreamingConfig):
     def looks_around(self) -> bool:
         return self.toured > 0
 
+    @property
+    def tour_files(self) -> dict[str, int]:
+        """Clip files of tours to train on, by kind, beside `clip_files`."""
+        return {"tours": self.tours, "home-tours": self.home_tours} if self.toured else {}
+
+    @property
+    def longest_lead(self) -> int:
+        """Most chunks that go before a clip."""
+        return self.lead + (LOOK_CHUNKS if self.toured else 0)
+
 
 class TeacherForcingStage(StreamingStage):
     config: TeacherForcingConfig
@@ -83,9 +93,10 @@ class TeacherForcingStage(StreamingStage):
     def __init__(self, config: TeacherForcingConfig):
         super().__init__(config)
         if config.toured:
-            counts = {"tours": config.tours, "home-tours": config.home_tours}
             device = config.loop.device
-            clips = encoded_rooms(config.runs / "data", counts, config.size, self.autoencoder, device)
+            clips = encoded_rooms(
+                config.runs / "data", config.tour_files, config.size, self.autoencoder, device
+            )
             # a session opens where its look around begins, and nowhere else
             clips = [replace(clip, stills=clip.stills[:1]) for clip in clips]
             self.tours = LatentClips(clips, config.size, config.text, device)

@@ -14,6 +14,7 @@ from small_ladder import CODER, KINDS, TINY
 from sana_wm_env.model.config import PRESETS
 from sana_wm_env.train import autoencoder, bidirectional, campaign
 from sana_wm_env.train.data import rooms as data
+from sana_wm_env.train.data.latents import latents_path
 from sana_wm_env.train.loop import LoopConfig, load_average
 from sana_wm_env.train.programs import list_programs, make_program
 from sana_wm_env.train.teacher_forcing import TeacherForcingConfig, TeacherForcingStage
@@ -91,6 +92,17 @@ def met_programs(config, monkeypatch) -> set:
 def test_the_programs_are_those_that_training_calls(config, monkeypatch):
     plain = replace(config.stage, loop=replace(config.stage.loop, compile=False), short=0.0)
     assert met_programs(replace(config, stage=plain), monkeypatch) == set(list_programs(config.stage))
+
+
+def test_tours_are_encoded_and_call_no_other_programs(config, monkeypatch):
+    plain = replace(config.stage.loop, compile=False)
+    stage = replace(config.stage, loop=plain, frames=7, lead=1, short=0.0, cached=7, home_tours=1, toured=1.0)
+    toured = replace(config, stage=stage, share=0, encoders=1)
+    campaign.encode_share(toured)
+    assert latents_path(stage.runs / "data", "home-tours", 0).exists()
+    met, listed = met_programs(toured, monkeypatch), set(list_programs(stage))
+    assert met < listed  # with a gradient none whose window is yet to fill
+    assert max(seen for *_, seen, _ in met) == max(seen for *_, seen, _ in listed) == 7
 
 
 @pytest.mark.parametrize(
