@@ -38,7 +38,7 @@ class TransferConfig:
     runs: tuple[Path, ...]
     """folders that sana-wm agents train wrote"""
     per_run: int = 4
-    """policies of each run, evenly spread from the first to the last"""
+    """policies of each run, evenly spread from the first to the last; the last if it is 1"""
     scripts: tuple[AgentName, ...] = ("random", "still", "orbit", "look-around", "lawnmower")
     episodes: int = 32
     seed: int = 0
@@ -78,7 +78,7 @@ def policies(config: TransferConfig) -> dict[str, Path]:
                 "sana-wm agents train wrote"
             )
         count = min(config.per_run, len(snapshots))
-        chosen = sorted({round(i) for i in np.linspace(0, len(snapshots) - 1, count)})
+        chosen = sorted({round(i) for i in np.linspace(len(snapshots) - 1, 0, count)})
         files |= {f"{run.name} {int(snapshots[i].stem.split('-')[1])}": snapshots[i] for i in chosen}
     return files
 

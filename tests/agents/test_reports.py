@@ -106,6 +106,7 @@ def test_rank_correlation_on_known_answers():
 
 
 def test_policies_are_spread_over_a_run(trained):
+    assert [*policies(TransferConfig(runs=(trained,), per_run=1))] == ["short 16"]
     assert [*policies(TransferConfig(runs=(trained,), per_run=2))] == ["short 0", "short 16"]
     assert len(policies(TransferConfig(runs=(trained,), per_run=9))) == 3
     with pytest.raises(ValueError, match=r"holds no policy-\*\.zip"):
@@ -130,7 +131,7 @@ def test_transfer_report(trained, tmp_path, capsys):
     assert cli.main([*argv, "--chunks", "1", "--image-size", "16", "--json", str(out)]) == 0
     report = json.loads(out.read_text())
     assert [*report["rows"]] == sorted(
-        f"{name}, {world}" for name in ("random", "still", "short 0") for world in ("imagined", "true")
+        f"{name}, {world}" for name in ("random", "still", "short 16") for world in ("imagined", "true")
     )
     assert (
         report["rows"]["still, true"]["return"]["mean"]
