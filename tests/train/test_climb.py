@@ -136,6 +136,7 @@ def test_the_page_shows_every_milestone_and_which_is_kept(tmp_path):
     ).exists()
 
 
+@pytest.mark.heavy
 def test_a_killed_ladder_goes_on_to_a_world_and_keeps_the_best(tmp_path):
     """Kill -9 in the middle of the second stage: its processes end, the same command takes up what they
     had.
@@ -143,7 +144,7 @@ def test_a_killed_ladder_goes_on_to_a_world_and_keeps_the_best(tmp_path):
     (tmp_path / "r.toml").write_text(RECIPE)
     runs = tmp_path / "runs"
     flags = (
-        f"--recipe {tmp_path}/r.toml --init-from rooms --runs {runs} --hours 0.006 --processes 2 "
+        f"--recipe {tmp_path}/r.toml --init-from rooms --runs {runs} --hours 0.05 --processes 2 "
         "--episodes 2 --chunks 1 --nice 1"
     )
     command = [sys.executable, "-m", "sana_wm_env.cli", "train", "ladder", *flags.split()]
@@ -167,7 +168,7 @@ def test_a_killed_ladder_goes_on_to_a_world_and_keeps_the_best(tmp_path):
         row["mean"] for row in known["scores"]
     ]
     assert ended["finished"] == ["causal", "distill"] and sum(row["kept"] for row in ended["scores"]) == 1
-    assert ended["scores"][-1]["hours"] == pytest.approx(0.006, rel=0.5)
+    assert ended["scores"][-1]["hours"] == pytest.approx(0.05, rel=0.5)
     assert set(ended["scores"][-1]["closed"]) == {"home", "held-out"}
     start = ended["scores"][0]
     assert (start["stage"], start["step"], start["samples"], start["kept"]) == ("start", 0, 0, False)
@@ -185,7 +186,7 @@ def test_a_killed_ladder_goes_on_to_a_world_and_keeps_the_best(tmp_path):
     third = subprocess.run(command, capture_output=True, text=True)
     assert third.returncode == 0 and "is the best world" in third.stdout
     assert (
-        cli.main(["train", "ladder", *flags.replace("--hours 0.006", "--hours 0.008").split()]) == 2
+        cli.main(["train", "ladder", *flags.replace("--hours 0.05", "--hours 0.06").split()]) == 2
     )  # another schedule, another ladder
 
 
