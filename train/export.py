@@ -34,9 +34,10 @@ class ExportConfig:
     Attributes:
         world: name of the preset and of the world.
         runs: folder of all runs.
-        stage: stage to take the transformer from, or a safetensors file of its weights.
-        average_with: further stages or files, whose weights are averaged with those of `stage`. Where one was
-            trained from another the mean is often better than each (Wortsman et al. 2022, "Model soups").
+        stage: stage to take the transformer from, a world, or a safetensors file of its weights.
+        average_with: further stages, worlds or files, whose weights are averaged with those of `stage`. Where
+            one was trained from another the mean is often better than each (Wortsman et al. 2022, "Model
+            soups").
         undistilled: stage to take the transformer of whole clips from, the chunk-causal one say; the world
             then has all three variants.
         out: folder to write (runs/WORLD/world if not given).
@@ -167,6 +168,7 @@ def export_stage(config: StreamingConfig) -> None:
             config.world,
             config.runs,
             config.home.name,
+            config.average_with,
             size=config.size,
             data=clips,
             sigmas=config.sigmas,

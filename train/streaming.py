@@ -17,7 +17,8 @@ from sana_wm_env.model.state import TransformerState
 from sana_wm_env.settings import check_settings
 
 from .data.latents import Window
-from .flow import FlowConfig, FlowStage
+from .flow import FlowConfig, FlowStage, initial_weights
+from .growth import deepen
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class StreamingConfig(FlowConfig):
         cached: chunks that softmax blocks read back, the session's first among them; -1 for all.
         sinks: how many of them are the session's first.
         pack: write the result as a world folder, runs/WORLD/world.
+        average_with: stages, worlds or safetensors files whose weights are averaged with the result where it
+            is packed: with what the stage began from, say, which forgets less than the result alone.
     """
 
     frames: int = 7
@@ -36,6 +39,7 @@ class StreamingConfig(FlowConfig):
     cached: int = 2
     sinks: int = 1
     pack: bool = True
+    average_with: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,6 +54,14 @@ class StreamingConfig(FlowConfig):
 
 class StreamingStage(FlowStage):
     config: StreamingConfig
+
+    def __init__(self, config: StreamingConfig):
+        self.config = config
+        for name in config.average_with:  # what cannot be averaged is told before the training, not after it
+            network = Transformer(self.transformer())
+            weights = initial_weights(config.runs / config.world, name)
+            network.load_state_dict(deepen(weights, network.config))
+        super().__init__(config)
 
     def transformer(self) -> TransformerConfig:
         config = self.config

@@ -64,7 +64,7 @@ async def playing(
 
 
 class Visitor:
-    """A page.
+    """A page. Its walks end at no wall: rooms are drawn, and in some of them one begins right before a wall.
 
     Args:
         place: where.
@@ -87,6 +87,7 @@ class Visitor:
         address = f"{self.place.base}/link?session={session or ''}"
         self.socket = await self.place.http.ws_connect(address, max_msg_size=2**26)
         self.reader = asyncio.create_task(self._read())
+        await self.say("set", name="walls", on=False)
 
     async def leave(self) -> None:
         self.reader.cancel()

@@ -232,7 +232,6 @@ async def test_two_visitors_share_weights_and_neither_sees_the_other(opens):
         seeds = (3, 4)
         for visitor, seed in zip((one, two), seeds, strict=True):
             await visitor.hears("welcome")
-            await visitor.say("set", name="walls", on=False)
             await visitor.say("start", room=None, seed=seed, prompt=None)
             await visitor.hears("welcome", 2)
         for visitor in (one, two):
@@ -262,7 +261,6 @@ async def test_the_second_stage_shows_another_picture_of_the_same_walk(tmp_path)
     choice = WorldChoice(refiner=str(write_refiner(tmp_path / "refiner")))
     async with playing(choice) as place, place.visitor() as visitor:
         await visitor.hears("welcome")
-        await visitor.say("set", name="walls", on=False)
         await visitor.say("start", room=None, seed=3, prompt=None)
         await visitor.hears("welcome", 2)
         await walk(visitor, "w", 2)

@@ -69,7 +69,11 @@ def test_the_ladder_ends_in_a_world(runs):
     )
     self_forcing.run(first)
     self_forcing.run(replace(first, name="", cached=2, init_from="self-forcing-all"))
-    distill.run(distill.DistillConfig(world="tiny", runs=runs, shards=1, sessions=1, loop=LOOP))
+    distilled = distill.DistillConfig(world="tiny", runs=runs, shards=1, sessions=1, loop=LOOP)
+    with pytest.raises(FileNotFoundError, match="nowhere"):  # before anything is trained
+        distill.run(replace(distilled, average_with=("nowhere",)))
+    assert not distilled.home.exists()
+    distill.run(replace(distilled, average_with=("self-forcing",)))
     env = gym.make("SanaWM-v0", world=str(runs / "tiny" / "world"))
     env.reset(seed=0)
     frames, *_ = env.step(np.zeros(6, np.float32))
@@ -81,9 +85,7 @@ def test_the_ladder_ends_in_a_world(runs):
     ).transformer.state_dict()
     weight, taken = "x_embedder.proj.weight", load_average(runs / "tiny" / "causal", "generator")
     assert torch.equal(clips[weight], taken[weight].half().float())
-    both = ExportConfig("tiny", runs, "distill", average_with=("self-forcing",), out=runs / "mean")
-    export(both)
-    mean = read_tensors(runs / "mean" / "transformer.safetensors", "wanted the mean")
+    mean = read_tensors(runs / "tiny" / "world" / "transformer.safetensors", "wanted the mean")
     parts = [load_average(runs / "tiny" / stage, "generator") for stage in ("distill", "self-forcing")]
     assert not torch.equal(parts[0][weight], parts[1][weight])
     assert torch.equal(mean[weight], ((parts[0][weight] + parts[1][weight]) / 2).half())
